@@ -1,0 +1,24 @@
+"""Energy circuits: what is wired, and the energy it minimises."""
+
+from circuits.base import EnergyCircuit, Equilibrium, Layout, Nudge, Params, System, Transient
+from circuits.costs import Cost, CrossEntropy, SquaredError, cost
+from circuits.feedforward import FeedforwardCircuit, FeedforwardSystem
+from circuits.hopfield import HopfieldCircuit, HopfieldSystem
+
+__all__ = [
+    "Cost",
+    "CrossEntropy",
+    "EnergyCircuit",
+    "Equilibrium",
+    "FeedforwardCircuit",
+    "FeedforwardSystem",
+    "HopfieldCircuit",
+    "HopfieldSystem",
+    "Layout",
+    "Nudge",
+    "Params",
+    "SquaredError",
+    "System",
+    "Transient",
+    "cost",
+]

@@ -1,0 +1,125 @@
+"""Elementwise activations with what settling needs of them: value, slope and an exact difference.
+
+`difference(a, delta) = phi(a + delta) - phi(a)` is computed without subtracting two nearly equal numbers:
+a nudge moves a unit by 1e-6 or less, and in float32 a plain subtraction would leave nothing of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Activation:
+    """phi, its slope and its exact difference; all map tensors of any shape to the same shape.
+
+    `lower`: the least value a unit with this activation takes; states are held above it where the
+    activation has a kink (see `FeedforwardCircuit`), -inf where nothing needs holding.
+    `gain`: the He/Glorot gain of the layer that feeds it.
+    `max_slope`: sup |phi'|.
+    """
+
+    name: str
+    value: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    difference: Callable[[Tensor, Tensor], Tensor]
+    lower: float = -math.inf
+    gain: float = 1.0
+    max_slope: float = 1.0
+
+
+def _relu_difference(a: Tensor, delta: Tensor) -> Tensor:
+    return torch.maximum(delta + a.clamp(max=0), -a.clamp(min=0))
+
+
+def _tanh_difference(a: Tensor, delta: Tensor) -> Tensor:
+    # addition theorem: tanh(a + d) - tanh(a) = (1 - t^2) tanh(d) / (1 + t tanh(d)), t = tanh(a)
+    t, u = torch.tanh(a), torch.tanh(delta)
+    return (1 - t * t) * u / (1 + t * u)
+
+
+def _softplus_difference(a: Tensor, delta: Tensor) -> Tensor:
+    return torch.where(
+        delta.abs() < 1,
+        torch.log1p(torch.sigmoid(a) * torch.expm1(delta.clamp(-1, 1))),
+        _softplus(a + delta) - _softplus(a),
+    )
+
+
+def _sigmoid_difference(a: Tensor, delta: Tensor) -> Tensor:
+    # sigmoid is a rescaled tanh: sigmoid(a) = (1 + tanh(a / 2)) / 2
+    return 0.5 * _tanh_difference(0.5 * a, 0.5 * delta)
+
+
+def _gelu_slope(a: Tensor) -> Tensor:
+    density = torch.exp(-0.5 * a * a) / math.sqrt(2 * math.pi)
+    return 0.5 * (1 + torch.erf(a / math.sqrt(2))) + a * density
+
+
+def _gelu_difference(a: Tensor, delta: Tensor) -> Tensor:
+    # integral of the slope over [a, a + delta]: four-point Gauss-Legendre, error O(delta^9), while
+    # delta is small; where it is not, subtracting loses nothing.
+    quadrature = torch.zeros_like(delta)
+    for node, weight in (
+        (0.8611363115940526, 0.34785484513745385),
+        (0.3399810435848563, 0.6521451548625461),
+    ):
+        for sign in (-1, 1):
+            quadrature = quadrature + 0.5 * weight * _gelu_slope(a + 0.5 * (1 + sign * node) * delta)
+    return torch.where(delta.abs() < 0.03, delta * quadrature, F.gelu(a + delta) - F.gelu(a))
+
+
+def _softplus(a: Tensor) -> Tensor:
+    return F.softplus(a, threshold=80.0)  # torch's default of 20 is a visible kink in float64
+
+
+LINEAR = Activation("linear", lambda a: a, torch.ones_like, lambda a, delta: delta)
+RELU = Activation(
+    "relu",
+    torch.relu,
+    lambda a: (a > 0).to(a.dtype),
+    _relu_difference,
+    lower=0.0,
+    gain=math.sqrt(2),
+)
+TANH = Activation("tanh", torch.tanh, lambda a: 1 - torch.tanh(a) ** 2, _tanh_difference, gain=5 / 3)
+SIGMOID = Activation(
+    "sigmoid",
+    torch.sigmoid,
+    lambda a: torch.sigmoid(a) * torch.sigmoid(-a),
+    _sigmoid_difference,
+    max_slope=0.25,
+)
+SOFTPLUS = Activation("softplus", _softplus, torch.sigmoid, _softplus_difference, gain=math.sqrt(2))
+GELU = Activation("gelu", F.gelu, _gelu_slope, _gelu_difference, gain=math.sqrt(2), max_slope=1.13)
+
+_BY_NAME = {phi.name: phi for phi in (LINEAR, RELU, TANH, SIGMOID, SOFTPLUS, GELU)}
+_MODULES = {"linear": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
+
+
+def activation(name: str) -> Activation:
+    """The activation of that name; ValueError lists the known ones."""
+    if name not in _BY_NAME:
+        raise ValueError(f"unknown activation {name!r}; choose one of {', '.join(sorted(_BY_NAME))}")
+    return _BY_NAME[name]
+
+
+def as_module(name: str) -> nn.Module:
+    """The torch module that computes the activation of that name."""
+    phi = activation(name)
+    return nn.Softplus(threshold=80.0) if phi is SOFTPLUS else _MODULES[name]()
+
+
+def from_module(module: nn.Module) -> Activation | None:
+    """The activation a torch module computes, or None where the module is no activation we know."""
+    if isinstance(module, nn.Softplus):
+        return SOFTPLUS if module.beta == 1 else None
+    if isinstance(module, nn.GELU) and module.approximate != "none":
+        return None
+    return next((_BY_NAME[name] for name, kind in _MODULES.items() if type(module) is kind), None)

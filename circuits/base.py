@@ -1,0 +1,227 @@
+"""The nouns every energy circuit shares: Params, Layout, System, Equilibrium, EnergyCircuit.
+
+A circuit *bound* to parameters and an input is a `System`: an energy E(s) over node states s, whose
+dynamics ds/dt descend it. Everything is dimensionless here; a physical circuit states its units.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from circuits.costs import Cost
+
+Params = Mapping[str, Tensor]
+"""Weights and biases by name, as read: W_l is (n_l, n_{l-1}), b_l is (n_l,)."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names the slices of a flat state (B, n): one tensor for the solver, views for people."""
+
+    sizes: tuple[int, ...]
+
+    @property
+    def n(self) -> int:
+        return sum(self.sizes)
+
+    def split(self, s: Tensor) -> tuple[Tensor, ...]:
+        """Views of the layers, first hidden layer first, the output last: (B, n_l) each."""
+        return s.split(self.sizes, dim=-1)
+
+    def output(self, s: Tensor) -> Tensor:
+        return s[..., -self.sizes[-1] :]
+
+    def fill(self, values: tuple[float, ...], like: Tensor) -> Tensor:
+        """A row (n,) that holds one value per layer."""
+        parts = [like.new_full((size,), value) for size, value in zip(self.sizes, values, strict=True)]
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Transient:
+    """A settling trajectory: `time (T,)` in the circuit's time unit, `state (T, B, n)`,
+    `energy (T, B)` and `residual (T, B)`."""
+
+    time: Tensor
+    state: Tensor
+    energy: Tensor
+    residual: Tensor
+
+
+@dataclass(frozen=True)
+class Equilibrium:
+    """Where settling ended, and whether that is an equilibrium.
+
+    state (B, n); deviation (B, n): state minus the free state, carried through a nudged phase as
+    a number of its own because float32 would lose it in the subtraction (None for a free phase);
+    residual (B,): the projected force that is left, max over units;
+    relative_residual (B,): residual over max |state| (free) or over max |deviation|, the nudge it has to
+    resolve (nudged); converged (B,) bool: relative_residual <= the tolerance asked for;
+    evaluations: sweeps, or evaluations of the flow; time (B,): simulated time until each sample settled,
+    in time constants (0 on the sweep path, which has no time).
+    """
+
+    state: Tensor
+    residual: Tensor
+    relative_residual: Tensor
+    converged: Tensor
+    evaluations: int
+    time: Tensor
+    deviation: Tensor | None = None
+    transient: Transient | None = field(default=None, repr=False)
+
+    @property
+    def settled_fraction(self) -> float:
+        return self.converged.float().mean().item()
+
+
+@dataclass(frozen=True)
+class Nudge:
+    """beta C(output, target) added to the energy; `target` is a (B, C) tensor."""
+
+    cost: Cost
+    target: Tensor
+    beta: float
+
+    def force(self, output: Tensor) -> Tensor:
+        return -self.beta * self.cost.gradient(output, self.target)
+
+    @property
+    def curvature(self) -> float:
+        return abs(self.beta) * self.cost.curvature
+
+
+class System(ABC):
+    """A circuit bound to parameters and an input x (B, d).
+
+    The solver's coordinates z (B, n) are the states themselves, or, after `around(free)`, deviations from
+    a free equilibrium. In deviations the free phase's own small residual is dropped: the free state counts
+    as the exact equilibrium of a circuit perturbed by that residual, which is an error of its size in the
+    gradient; a difference of two states would make it that size over beta.
+    """
+
+    def __init__(self, layout: Layout, drive: Tensor, lower: Tensor, upper: Tensor):
+        self.layout = layout
+        self.drive = drive  # (B, n_1): the input's constant contribution W_1 x + b_1
+        self.lower, self.upper = lower, upper  # (n,): the box the states live in
+        self.nudge: Nudge | None = None
+        self.origin: Tensor | None = None
+
+    # -- what a circuit supplies ------------------------------------------------------------------
+
+    @abstractmethod
+    def energy(self, z: Tensor) -> Tensor:
+        """E per sample (B,), the nudge included."""
+
+    @abstractmethod
+    def force(self, z: Tensor) -> Tensor:
+        """-dE/ds, shape (B, n), written out by hand."""
+
+    @abstractmethod
+    def sweeps(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Endless layer-wise minimisation from z: yields (next z, largest change per sample (B,))."""
+
+    @abstractmethod
+    def contrast(self, free: Equilibrium, nudged: Equilibrium) -> Params:
+        """(dE/dtheta at the nudged state - at the free state) / beta, mean over the batch: the gradient
+        estimate, local to each synapse. Call it on the nudged system."""
+
+    @abstractmethod
+    def fastest_rate(self) -> float:
+        """An upper bound of the flow's largest |eigenvalue|, in inverse time constants: what an
+        explicit solver's step has to respect. It holds for every sample, from the weights alone."""
+
+    @abstractmethod
+    def largest_beta(self, cost: Cost, enough: float = math.inf) -> float:
+        """The |beta| up to which the nudged energy has a minimum for beta of either sign. A cheap lower
+        bound will do where it is above `enough`."""
+
+    @abstractmethod
+    def _recentre(self, free: Tensor) -> None:
+        """Turn this copy's coordinates into deviations from the free state (B, n); sets `origin`."""
+
+    # -- what follows -----------------------------------------------------------------------------
+
+    def nudged(self, cost: Cost, target: Tensor, beta: float) -> System:
+        """The same system with beta C(output, target) added to its energy."""
+        if not math.isfinite(beta) or beta == 0:
+            raise ValueError(f"beta = {beta} is no nudge; choose a finite beta other than 0, such as 0.1")
+        nudged = copy.copy(self)
+        nudged.nudge = Nudge(cost, cost.target(target, self.readout(self.initial_state())), beta)
+        return nudged
+
+    def around(self, free: Equilibrium) -> System:
+        """The same system in deviations from a free equilibrium."""
+        moved = copy.copy(self)
+        moved._recentre(free.state)
+        return moved
+
+    def initial_state(self) -> Tensor:
+        """Coordinates to start from, (B, n): all zero, projected on the box."""
+        zero = self.drive.new_zeros(len(self.drive), self.layout.n)
+        return zero if self.origin is not None else zero.clamp(self.lower, self.upper)
+
+    def state(self, z: Tensor) -> Tensor:
+        return z if self.origin is None else self.origin + z
+
+    def readout(self, z: Tensor) -> Tensor:
+        """The output units, (B, C)."""
+        return self.layout.output(self.state(z))
+
+    def flow(self, z: Tensor) -> Tensor:
+        """ds/dt = clamp(s + F) - s, unit time constants: relaxation towards the box-constrained minimum.
+
+        A masked gradient would overshoot the box and freeze outside it; this form has the
+        constrained equilibria as its only fixed points and is continuous.
+        """
+        s = self.state(z)
+        return torch.clamp(self.force(z), self.lower - s, self.upper - s)
+
+    def residual(self, z: Tensor) -> Tensor:
+        """Projected force, max over units, (B,)."""
+        return self.flow(z).abs().amax(1)
+
+
+class EnergyCircuit(nn.Module, ABC):
+    """A network with an energy. Adding a circuit is writing its `System`.
+
+    `weights` and `biases` name its parameters layer by layer; a layer without a bias has None.
+    """
+
+    layout: Layout
+    weights: tuple[str, ...]
+    biases: tuple[str | None, ...]
+
+    @abstractmethod
+    def bind(self, params: Params, x: Tensor) -> System:
+        """The system for this input x (B, d), so that W_1 x + b_1 is computed once."""
+
+    def params(self) -> dict[str, Tensor]:
+        """The circuit's own parameters: what an ideal chip would read."""
+        return dict(self.named_parameters())
+
+    def in_order(self, params: Params) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Weights and biases of `params` in layer order."""
+        return [params[w] for w in self.weights], [None if b is None else params[b] for b in self.biases]
+
+    def check_input(self, x: Tensor, features: int) -> Tensor:
+        """x as (B, features) in floating point, or a ValueError."""
+        if x.ndim < 2 or not x.is_floating_point() or x[0].numel() != features:
+            raise ValueError(
+                f"input of shape {tuple(x.shape)} and type {x.dtype}; this circuit takes floats (B, {features})"
+            )
+        return x.flatten(1)
+
+
+def spectral_norm(weight: Tensor) -> float:
+    """The largest singular value, exactly, from the smaller Gram matrix."""
+    w = weight.detach()
+    gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
+    return math.sqrt(max(torch.linalg.eigvalsh(gram)[-1].item(), 0.0))

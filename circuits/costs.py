@@ -1,0 +1,109 @@
+"""Costs that nudge the output: value, gradient and the nudged output unit's own equilibrium.
+
+All take the output `o (B, C)` and a target: class indices `(B,)` int64, or `(B, C)` floats (values for the
+squared error, a distribution over classes for the cross-entropy).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cost(ABC):
+    """A cost C(o, y) per sample. `curvature` is the largest eigenvalue its Hessian in o can have."""
+
+    curvature = 1.0
+
+    def target(self, target: Tensor, output: Tensor) -> Tensor:
+        """The target as a tensor like `output` (B, C); ValueError where it cannot be one."""
+        batch, classes = output.shape
+        if target.ndim == 1 and not target.is_floating_point():
+            if len(target) != batch:
+                raise ValueError(f"{len(target)} targets for {batch} inputs; give one class index per input")
+            return F.one_hot(target.long(), classes).to(output)
+        if target.shape != output.shape:
+            raise ValueError(
+                f"target of shape {tuple(target.shape)} and type {target.dtype} for an output of shape "
+                f"{tuple(output.shape)}; give int64 class indices (B,) or floats of the output's shape"
+            )
+        return target.to(output)
+
+    @abstractmethod
+    def value(self, output: Tensor, target: Tensor) -> Tensor:
+        """C per sample, shape (B,)."""
+
+    @abstractmethod
+    def gradient(self, output: Tensor, target: Tensor) -> Tensor:
+        """dC/do, shape (B, C)."""
+
+    @abstractmethod
+    def relax(self, pull: Tensor, origin: Tensor | float, target: Tensor, beta: float) -> Tensor:
+        """The d that solves d = pull - beta C'(origin + d): where a nudged output unit comes to rest.
+
+        With origin 0 it is the proximal map of beta C; with an origin it stays exact for small d.
+        """
+
+
+@dataclass(frozen=True)
+class SquaredError(Cost):
+    """C = 1/2 |o - y|^2."""
+
+    def value(self, output: Tensor, target: Tensor) -> Tensor:
+        return 0.5 * (output - target).square().sum(1)
+
+    def gradient(self, output: Tensor, target: Tensor) -> Tensor:
+        return output - target
+
+    def relax(self, pull: Tensor, origin: Tensor | float, target: Tensor, beta: float) -> Tensor:
+        return (pull - beta * (origin - target)) / (1 + beta)
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Cost):
+    """C = -sum y log softmax(o); the output is the logits. Its Hessian diag(p) - p p' is at most 1/2."""
+
+    curvature = 0.5
+    newton_steps = 3
+
+    def value(self, output: Tensor, target: Tensor) -> Tensor:
+        return -(target * F.log_softmax(output, 1)).sum(1)
+
+    def gradient(self, output: Tensor, target: Tensor) -> Tensor:
+        return self._gradient(torch.softmax(output, 1), target)
+
+    @staticmethod
+    def _gradient(p: Tensor, target: Tensor) -> Tensor:
+        # p - y = p (1 - y) - y (1 - p) with 1 - p_k summed over the other classes: near certainty
+        # 1 - p would round to nothing in float32, while the p_j of the others keep their digits.
+        # Exact for one-hot y; for a soft y the last term restores sum(y) p - y.
+        others = p * (1 - target)
+        exact = others - target * others.sum(1, keepdim=True)
+        return exact + target * (p - (p * target).sum(1, keepdim=True))
+
+    def relax(self, pull: Tensor, origin: Tensor | float, target: Tensor, beta: float) -> Tensor:
+        d = pull
+        for _ in range(self.newton_steps):
+            p = torch.softmax(origin + d, 1)
+            miss = d - pull + beta * self._gradient(p, target)
+            # Newton: (I + beta (diag p - p p')) step = miss, by Sherman-Morrison
+            diagonal = 1 + beta * p
+            q, r = p / diagonal, miss / diagonal
+            step = r + q * (beta * (p * r).sum(1, keepdim=True) / (1 - beta * (p * q).sum(1, keepdim=True)))
+            d = d - step
+        return d
+
+
+_COSTS = {"mse": SquaredError(), "cross_entropy": CrossEntropy()}
+
+
+def cost(name: str) -> Cost:
+    """The cost called "mse" or "cross_entropy"."""
+    if name not in _COSTS:
+        raise ValueError(f"unknown cost {name!r}; choose one of {', '.join(sorted(_COSTS))}")
+    return _COSTS[name]

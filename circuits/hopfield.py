@@ -1,0 +1,210 @@
+"""The continuous Hopfield energy on a layered network: E = 1/2 |s|^2 - 1/2 s'Ws - b's on a box.
+
+Layers couple to their neighbours with symmetric weights, s_0 = x is clamped, hidden units live in a box
+([0, 1]: the hard sigmoid of Scellier & Bengio 2017, section 5), the output is linear so that a nudge always
+moves it. Given its neighbours a unit rests at clamp(W s + b): layer-wise minimisation is in closed form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from circuits.base import EnergyCircuit, Equilibrium, Layout, Params, System, spectral_norm
+from circuits.costs import Cost
+
+
+class HopfieldCircuit(EnergyCircuit):
+    """A layered Hopfield network of these sizes, input first.
+
+    `box`: the interval (lo, hi) hidden states live in; infinite ends make the network linear.
+    Weights start as N(0, gain^2 / fan_in), biases at 0.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        box: tuple[float, float] = (0.0, 1.0),
+        gain: float = 1.0,
+        *,
+        rng: torch.Generator | None = None,
+    ):
+        super().__init__()
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise ValueError(f"sizes {tuple(sizes)}; give at least an input and an output size, each >= 1")
+        if not box[0] < box[1]:
+            raise ValueError(f"box {box} is empty; give (lo, hi) with lo < hi, such as (0, 1)")
+        self.features = sizes[0]
+        self.box = box
+        self.layout = Layout(tuple(sizes[1:]))
+        self.layers = nn.ModuleList()
+        for fan_in, fan_out in pairwise(sizes):
+            linear = nn.Linear(fan_in, fan_out)
+            nn.init.normal_(linear.weight, std=gain / math.sqrt(fan_in), generator=rng)
+            nn.init.zeros_(linear.bias)
+            self.layers.append(linear)
+        self.weights = tuple(f"layers.{i}.weight" for i in range(len(self.layers)))
+        self.biases = tuple(f"layers.{i}.bias" for i in range(len(self.layers)))
+
+    def bind(self, params: Params, x: Tensor) -> HopfieldSystem:
+        return HopfieldSystem(self, params, self.check_input(x, self.features))
+
+
+class HopfieldSystem(System):
+    """The Hopfield energy bound to parameters and an input; see `circuits.base.System`."""
+
+    def __init__(self, circuit: HopfieldCircuit, params: Params, x: Tensor):
+        self.weights, biases = circuit.in_order(params)
+        drive = nn.functional.linear(x, self.weights[0], biases[0])
+        layout, hidden = circuit.layout, len(circuit.layout.sizes) - 1
+        lower = layout.fill((circuit.box[0],) * hidden + (-math.inf,), drive)
+        upper = layout.fill((circuit.box[1],) * hidden + (math.inf,), drive)
+        super().__init__(layout, drive, lower, upper)
+        self.x = x
+        self.names = tuple(zip(circuit.weights, circuit.biases, strict=True))
+        # What every layer feels besides its neighbours' coordinates: drive and biases; around a free
+        # state only what holds its saturated units against the wall.
+        self.offsets: list[Tensor] = [drive, *(b.expand(len(x), -1) for b in biases[1:])]
+        self.fields = self.offsets
+        self.walls = [
+            (lo, hi) for lo, hi in zip(layout.split(self.lower), layout.split(self.upper), strict=True)
+        ]
+        self._rate: list[float] = []
+
+    def _recentre(self, free: Tensor) -> None:
+        pull = torch.cat(self._pulls(self.layout.split(free)), dim=1)
+        self.origin = torch.clamp(pull, self.lower, self.upper)
+        self.offsets = list(self.layout.split(pull - self.origin))
+        lower, upper = self.layout.split(self.lower - self.origin), self.layout.split(self.upper - self.origin)
+        self.walls = list(zip(lower, upper, strict=True))
+
+    # -- energy and force -------------------------------------------------------------------------
+
+    def _pull(self, i: int, layers: Sequence[Tensor]) -> Tensor:
+        """W s + b of layer i, in the solver's coordinates."""
+        pull = self.offsets[i]
+        if i > 0:
+            pull = torch.addmm(pull, layers[i - 1], self.weights[i].T)
+        if i + 1 < len(layers):
+            pull = torch.addmm(pull, layers[i + 1], self.weights[i + 1])
+        return pull
+
+    def _pulls(self, layers: Sequence[Tensor]) -> list[Tensor]:
+        return [self._pull(i, layers) for i in range(len(layers))]
+
+    def energy(self, z: Tensor) -> Tensor:
+        s = self.state(z)
+        layers = self.layout.split(s)
+        energy = 0.5 * s.square().sum(1)
+        for i, (layer, offset) in enumerate(zip(layers, self.fields, strict=True)):
+            below = offset if i == 0 else torch.addmm(offset, layers[i - 1], self.weights[i].T)
+            energy = energy - (layer * below).sum(1)
+        if self.nudge is not None:
+            energy = energy + self.nudge.beta * self.nudge.cost.value(layers[-1], self.nudge.target)
+        return energy
+
+    def force(self, z: Tensor) -> Tensor:
+        force = torch.cat(self._pulls(self.layout.split(z)), dim=1) - z
+        if self.nudge is not None:
+            self.layout.output(force).add_(self.nudge.force(self.readout(z)))
+        return force
+
+    # -- sweeps -----------------------------------------------------------------------------------
+
+    def sweeps(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Odd layers, then even ones, each to its minimum given the others, with over-relaxation.
+
+        A chain of layers is two-cyclic and consistently ordered, so the best relaxation factor follows
+        from the convergence rate seen so far (Hageman & Young 1981, section 9.5). Each step descends the
+        energy for any factor in (0, 2), as units of a layer do not couple. Yields one buffer, updated in
+        place.
+        """
+        z = z.clone()
+        layers = self.layout.split(z)
+        order = [*range(0, len(layers), 2), *range(1, len(layers), 2)]
+        relaxation = _OverRelaxation()
+        while True:
+            change = z.new_zeros(len(z))
+            for i in order:
+                step = self._rest(i, layers).sub_(layers[i])
+                change = torch.maximum(change, torch.linalg.vector_norm(step, torch.inf, dim=1))
+                layers[i].add_(step, alpha=relaxation.factor)
+                if relaxation.factor != 1:
+                    layers[i].clamp_(*self.walls[i])
+            relaxation.observe(change)
+            yield z, change
+
+    def _rest(self, i: int, layers: Sequence[Tensor]) -> Tensor:
+        """Where layer i comes to rest given its neighbours."""
+        pull = self._pull(i, layers)
+        if i < len(layers) - 1:
+            return pull.clamp_(*self.walls[i]) if pull is not self.offsets[i] else pull.clamp(*self.walls[i])
+        if self.nudge is None:
+            return pull.clone() if pull is self.offsets[i] else pull
+        origin = 0.0 if self.origin is None else self.layout.output(self.origin)
+        return self.nudge.cost.relax(pull, origin, self.nudge.target, self.nudge.beta)
+
+    # -- gradient ---------------------------------------------------------------------------------
+
+    def contrast(self, free: Equilibrium, nudged: Equilibrium) -> Params:
+        """-(s_l s_{l-1}' nudged - free) / beta, with the difference of products written in deviations:
+        d_l s_{l-1}' + s_l d_{l-1}' (first factor free, second nudged), so that nothing cancels."""
+        d = nudged.state - free.state if nudged.deviation is None else nudged.deviation
+        deviations, before = self.layout.split(d), self.layout.split(nudged.state - d)
+        after = self.layout.split(nudged.state)
+        scale = -1.0 / (self.nudge.beta * len(d))
+        gradient = {}
+        for i, (weight, bias) in enumerate(self.names):
+            moved = deviations[i] * scale
+            if i == 0:
+                gradient[weight] = moved.T @ self.x
+            else:
+                gradient[weight] = moved.T @ before[i - 1] + (after[i] * scale).T @ deviations[i - 1]
+            gradient[bias] = moved.sum(0)
+        return gradient
+
+    # -- bounds -----------------------------------------------------------------------------------
+
+    def fastest_rate(self) -> float:
+        """1 + the norm of the block coupling, bounded by that of the matrix of its blocks' norms."""
+        if not self._rate:
+            norms = np.diag([spectral_norm(w) for w in self.weights[1:]], -1)
+            self._rate.append(1 + float(np.linalg.norm(norms + norms.T, 2)) if norms.size else 1.0)
+        return self._rate[0] + (self.nudge.curvature if self.nudge else 0.0)
+
+    def largest_beta(self, cost: Cost, enough: float = math.inf) -> float:
+        """1 / C'': hidden units are in a box, so only the linear output can run away."""
+        return 1 / cost.curvature
+
+
+class _OverRelaxation:
+    """Estimates the optimal over-relaxation factor from how fast the changes shrink.
+
+    Every `period` sweeps the rate lambda of the changes gives the Jacobi radius mu by
+    (lambda + w - 1)^2 = lambda w^2 mu^2, and mu the best factor 2 / (1 + sqrt(1 - mu^2)) (Young 1954).
+    """
+
+    period = 4
+
+    def __init__(self) -> None:
+        self.factor = 1.0
+        self.sweeps = 0
+        self.last: float | None = None
+
+    def observe(self, change: Tensor) -> None:
+        self.sweeps += 1
+        if self.sweeps % 2:
+            return
+        now = change.amax().item()
+        if self.sweeps % self.period == 0 and self.last:
+            rate = math.sqrt(now / self.last)
+            # a rate at or below w - 1 says that w is already past the optimum
+            if self.factor - 1 < rate < 1:
+                mu2 = min((rate + self.factor - 1) ** 2 / (rate * self.factor**2), 0.9999)
+                self.factor = 2 / (1 + math.sqrt(1 - mu2))
+        self.last = now

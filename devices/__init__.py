@@ -1,0 +1,56 @@
+"""What a weight is made of: memory cells with spread, pulses, noise and drift. In siemens and seconds.
+
+rng = torch.Generator().manual_seed(0)
+cell = devices.preset("soft-bounds-6bit")                                    # frozen settings
+quiet = dataclasses.replace(cell, read_noise=None)                           # parts are swapped, not flagged
+cells = cell.fabricate((784, 256), rng)                                      # draws device-to-device spread
+cell.pulse(cells, torch.ones(784, 256, dtype=torch.int64), rng)              # or cell.program(cells, g, rng)
+g = cell.read(cells, rng, t_seconds=3600.0)                                  # (784, 256) siemens
+"""
+
+from devices.base import Cells, Device
+from devices.bits import with_bits
+from devices.cell import MemoryCell
+from devices.constant_step import ConstantStepPulses
+from devices.drift import Drift, PCMDrift, PowerLawDrift
+from devices.faults import StuckCells
+from devices.files import load, resolve, save
+from devices.ideal import Ideal
+from devices.level_pulses import LevelPulses
+from devices.presets import describe, preset, preset_names
+from devices.programming import PolynomialProgrammingNoise, ProgrammingNoise, WindowProgrammingNoise
+from devices.pulses import PulseModel
+from devices.read_noise import PCMReadNoise, ReadNoise, WhiteReadNoise
+from devices.soft_bounds import SoftBoundsPulses
+from devices.step_pulses import StepPulses
+from devices.window import Window
+
+__all__ = [
+    "Cells",
+    "ConstantStepPulses",
+    "Device",
+    "Drift",
+    "Ideal",
+    "LevelPulses",
+    "MemoryCell",
+    "PCMDrift",
+    "PCMReadNoise",
+    "PolynomialProgrammingNoise",
+    "PowerLawDrift",
+    "ProgrammingNoise",
+    "PulseModel",
+    "ReadNoise",
+    "SoftBoundsPulses",
+    "StepPulses",
+    "StuckCells",
+    "WhiteReadNoise",
+    "Window",
+    "WindowProgrammingNoise",
+    "describe",
+    "load",
+    "preset",
+    "preset_names",
+    "resolve",
+    "save",
+    "with_bits",
+]

@@ -1,0 +1,107 @@
+"""Pulses that move a cell step by step, with spread from cell to cell and from pulse to pulse."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from devices.checks import check_number
+from devices.draws import normal_like, spread_factor
+from devices.pulses import PulseModel
+from devices.window import Window
+
+
+@dataclass(frozen=True)
+class StepPulses(PulseModel):
+    """Every pulse moves a cell by `step x profile(g) x (1 + sigma_c2c xi)`, then its own bounds clip it.
+
+    A subclass gives `profile`, the step at g relative to the step at mid-window (soft bounds, constant, ...).
+    The step family is that of Gokmen & Vlasov, Front. Neurosci. 10:333 (2016), in siemens.
+
+    steps            pulses across the window at the mid-window slope, so step = (g_max - g_min) / steps;
+                     1 to 1e7, need not be whole. 63 makes a 6-bit cell
+    sigma_dtod       device-to-device spread of the step, relative; 0 to 2
+    sigma_c2c        cycle-to-cycle spread, relative to the move of that pulse, drawn per pulse; 0 to 100
+    asymmetry        up steps are (1 + asymmetry) and down steps (1 - asymmetry) times the step; -0.99 to 0.99
+    sigma_asymmetry  device-to-device spread of the asymmetry; 0 to 1
+    sigma_bounds     device-to-device spread of each bound, relative to half the window; 0 to 1
+
+    Fabrication draws per cell, with f(sigma) = |1 + sigma xi| (the absolute value keeps it positive):
+        step_up   = step f(sigma_dtod) |1 + a|    a = asymmetry + sigma_asymmetry xi
+        step_down = step f(sigma_dtod) |1 - a|    the same f and a: a large cell is large in both directions
+        g_hi = middle + span/2 f(sigma_bounds)    g_lo = max(0, middle - span/2 f'(sigma_bounds))
+    """
+
+    steps: float
+    sigma_dtod: float = 0.0
+    sigma_c2c: float = 0.0
+    asymmetry: float = 0.0
+    sigma_asymmetry: float = 0.0
+    sigma_bounds: float = 0.0
+
+    def __post_init__(self) -> None:
+        owner = type(self).__name__
+        limits = {
+            "steps": (1, 1e7, "It counts the pulses across the window: 2**bits - 1, 63 for a 6-bit cell."),
+            "sigma_dtod": (0, 2, "It is relative to the step: 0.3 is 30 %."),
+            "sigma_c2c": (0, 100, "It is relative to the step: 0.3 is 30 %."),
+            "asymmetry": (
+                -0.99,
+                0.99,
+                "0 is symmetric; 0.1: up 10 % larger, down smaller.",
+            ),
+            "sigma_asymmetry": (0, 1, "It is the spread of the asymmetry: 0.01 is 1 %."),
+            "sigma_bounds": (0, 1, "It is relative to half the window: 0.3 is 30 %."),
+        }
+        for name, (low, high, way_out) in limits.items():
+            check_number(f"{owner}.{name}", getattr(self, name), low, high, way_out)
+
+    @abstractmethod
+    def profile(self, g: Tensor, up: Tensor, g_lo: Tensor, g_hi: Tensor) -> Tensor | float:
+        """Step at `g` (n,) S over the step at mid-window, for pulses that go `up` (n,) bool or down."""
+
+    def step_siemens(self, window: Window) -> float:
+        """The window's span over `steps`, S."""
+        return window.span / self.steps
+
+    def with_steps(self, steps: int) -> StepPulses:
+        """The same model with `steps` pulses across the window."""
+        return replace(self, steps=steps)
+
+    def fabricate(self, blank: Tensor, window: Window, rng: torch.Generator) -> dict[str, Tensor]:
+        """Draw `step_up`, `step_down`, `g_lo` and `g_hi`, all S; see the class."""
+        step = self.step_siemens(window) * spread_factor(blank, self.sigma_dtod, rng)
+        asymmetry = torch.full_like(blank, self.asymmetry)
+        if self.sigma_asymmetry:
+            asymmetry += self.sigma_asymmetry * normal_like(blank, rng)
+        params = {"step_up": step * (1 + asymmetry).abs(), "step_down": step * (1 - asymmetry).abs()}
+        if not self.sigma_bounds:  # exactly the window, without rounding around its middle
+            low = torch.full_like(blank, window.g_min_siemens)
+            return params | {"g_lo": low, "g_hi": torch.full_like(blank, window.g_max_siemens)}
+        high = window.middle + 0.5 * window.span * spread_factor(blank, self.sigma_bounds, rng)
+        low = window.middle - 0.5 * window.span * spread_factor(blank, self.sigma_bounds, rng)
+        return params | {"g_lo": low.clamp_(min=0), "g_hi": high}
+
+    def apply(
+        self, g: Tensor, counts: Tensor, params: dict[str, Tensor], window: Window, rng: torch.Generator
+    ) -> Tensor:
+        """One pulse after another, each with its own noise; the cost is the total number of pulses.
+
+        Cells with most pulses come first, so that those still to be pulsed are always a leading slice.
+        """
+        if counts.numel() == 0:
+            return g
+        todo, order = counts.abs().sort(descending=True, stable=True)
+        up = counts[order] > 0
+        g, g_lo, g_hi = g[order], params["g_lo"][order], params["g_hi"][order]
+        step = torch.where(up, params["step_up"][order], -params["step_down"][order])
+        finished = todo.bincount().cumsum(0)[:-1]  # [k]: cells with at most k pulses
+        for n in (len(g) - finished).tolist():
+            move = step[:n] * self.profile(g[:n], up[:n], g_lo[:n], g_hi[:n])
+            if self.sigma_c2c:
+                move *= 1 + self.sigma_c2c * normal_like(move, rng)
+            g[:n] = (g[:n] + move).clamp_(g_lo[:n], g_hi[:n])
+        return torch.empty_like(g).index_copy_(0, order, g)
