@@ -11,9 +11,9 @@ pushed is then clamped to zero exactly where the slope vanishes. `constrain=Fals
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class FeedforwardCircuit(EnergyCircuit):
         if len(sizes) < 2 or min(sizes) < 1:
             raise ValueError(f"sizes {tuple(sizes)}; give at least an input and an output size, each >= 1")
         modules: list[nn.Module] = []
-        for fan_in, fan_out in pairwise(sizes):
+        for fan_in, fan_out in itertools.pairwise(sizes):
             linear = nn.Linear(fan_in, fan_out)
             is_output = len(modules) == 2 * (len(sizes) - 2)
             gain = 1.0 if is_output else activation(hidden).gain
@@ -79,6 +79,8 @@ class FeedforwardCircuit(EnergyCircuit):
 
 class FeedforwardSystem(System):
     """The MEP energy bound to parameters and an input; see `circuits.base.System`."""
+
+    patience = 8  # sweeps before damping: by then a contracting sample has settled
 
     def __init__(self, circuit: FeedforwardCircuit, params: Params, x: Tensor):
         weights, biases = circuit.in_order(params)
@@ -156,24 +158,34 @@ class FeedforwardSystem(System):
 
         One sweep maps the output error e_L to G(e_L): with the slopes held, everything below follows from it.
         G contracts where beta C'' sum_l |J_{l->L}|^2 < 1 + beta C''; a secant step per sample (Anderson
-        acceleration of depth one) speeds it up and widens that.
+        acceleration of depth one) speeds it up and widens that. Samples that have not settled by then have
+        kinked units that answer each other; their errors are damped by Aitken's rule.
         """
         if self.nudge is None:
             forward = self._forward()
             while True:
                 yield forward, self.drive.new_zeros(len(self.drive))
-        secant = _Secant()
+        secant, aitken = _Secant(), _Aitken()
         pre, errors = self._errors(z)
         output = errors[-1]
-        while True:
+        origin = 0.0 if self.origin is None else self.layout.output(self.origin)
+        for sweep in itertools.count():
             pulls = self._pull_down(pre, output)
-            pre, errors, layers, change = self._push_up(pulls, errors)
+            if aitken.factor is not None:
+                pulls = [old + aitken.factor * (pull - old) for pull, old in zip(pulls, errors, strict=True)]
+            old, (pre, errors, layers) = errors, self._push_up(pulls)
             f = layers[-1] - errors[-1]
-            origin = 0.0 if self.origin is None else self.layout.output(self.origin)
             relaxed = self.nudge.cost.relax(f, origin, self.nudge.target, self.nudge.beta)
             layers[-1], errors[-1] = relaxed, relaxed - f
-            change = torch.maximum(change, (errors[-1] - output).abs().amax(1))
-            output = secant.next(output, errors[-1])
+            moved = [(new - e).abs().amax(1) for new, e in zip(errors, [*old[:-1], output], strict=True)]
+            change = torch.stack(moved).amax(0)
+            if aitken.factor is not None:
+                change = change / aitken.factor[:, 0]
+            if sweep >= self.patience:
+                aitken.observe(torch.cat(errors, dim=1))
+                output = output + aitken.factor * (errors[-1] - output)
+            else:
+                output = secant.next(output, errors[-1])
             yield torch.cat(layers, dim=1), change
 
     def _forward(self) -> Tensor:
@@ -193,24 +205,17 @@ class FeedforwardSystem(System):
             error = pull if floor is None else torch.maximum(pull, -self.phi[i - 1].value(pre[i - 1]))
         return pulls
 
-    def _push_up(
-        self, pulls: list[Tensor], old: list[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-        """States with those errors injected, bottom to top, and how far the errors moved."""
+    def _push_up(self, pulls: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Pre-activations, errors and states with those errors injected, bottom to top."""
         pre, errors, layers = [], [], []
-        change = self.drive.new_zeros(len(self.drive))
         for i, pull in enumerate(pulls):
             a, f = self._predict(i, layers[-1] if i else None)
-            layer = f + pull
             floor = self._floor(i)
-            if floor is not None:
-                layer = torch.maximum(layer, floor)
+            layer = f + pull if floor is None else torch.maximum(f + pull, floor)
             pre.append(a)
             layers.append(layer)
             errors.append(layer - f)
-            if i < len(pulls) - 1:
-                change = torch.maximum(change, (errors[i] - old[i]).abs().amax(1))
-        return pre, errors, layers, change
+        return pre, errors, layers
 
     def _floor(self, i: int) -> Tensor | None:
         """The least value of layer i's coordinates, or None where it has none."""
@@ -313,6 +318,27 @@ class _Secant:
             proposal = image - weight.clamp(-1, 1) * (image - self.image)
         self.residual, self.image = residual, image
         return proposal
+
+
+class _Aitken:
+    """Damping per sample from how successive steps align: 1 / (1 - lambda) for steps that shrink by lambda.
+
+    Aitken's rule for vectors (Irons & Tuck 1969), kept in [1/64, 1]: steps that turn back are damped.
+    """
+
+    def __init__(self) -> None:
+        self.factor: Tensor | None = None
+        self.at: Tensor | None = None
+        self.step: Tensor | None = None
+
+    def observe(self, x: Tensor) -> None:
+        step = None if self.at is None else x - self.at
+        if self.step is not None:
+            shrink = (step * self.step).sum(1, keepdim=True) / self.step.square().sum(1, keepdim=True).clamp(min=1e-38)
+            self.factor = (self.factor / (1 - shrink.clamp(-3, 0.5))).clamp(1 / 64, 1)
+        else:
+            self.factor = x.new_ones(len(x), 1)
+        self.at, self.step = x, step
 
 
 def _parse(model: nn.Sequential) -> tuple[list[tuple[str, nn.Linear]], tuple[Activation, ...]]:

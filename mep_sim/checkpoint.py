@@ -49,23 +49,20 @@ def load(path: str | Path, map_location: torch.device | str = "cpu") -> dict[str
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, no checkpoint of ours, or of a newer format.
+        ValueError: the file is cut short, no checkpoint of ours, or of a newer format.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}: check the path, or start the run anew")
-    try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except OSError:
-        raise
-    except (
-        Exception
-    ) as error:  # torch raises a dozen kinds on foreign bytes, KeyError and RuntimeError included
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint on {map_location} ({type(error).__name__}: {reason}); "
-            "use another one or start the run anew"
-        ) from error
+    with open(path, "rb") as file:
+        try:
+            content = torch.load(file, map_location=map_location, weights_only=True)
+        except Exception as error:  # torch raises a dozen kinds on foreign or cut files, OSError among them
+            reason = (str(error).splitlines() or [""])[0]
+            raise ValueError(
+                f"{path} cannot be read as a checkpoint on {map_location} "
+                f"({type(error).__name__}: {reason}); use another one or start the run anew"
+            ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} holds no {FORMAT}; give a file that mep_sim.checkpoint.save wrote")
     if content["version"] > FORMAT_VERSION:

@@ -150,8 +150,7 @@ class Trace:
             FileNotFoundError, PermissionError: there is no such file, or it is not writable.
             ValueError: not a trace, one of a newer format, or one that does not reach to `lengths`.
         """
-        file = _open(Path(path), "r+")
-        groups = dict(_stored_groups(file))
+        file, groups = _open_stored(Path(path), "r+")
         for name, length in lengths.items():
             stored = groups[name].length if name in groups else 0
             if name not in groups or (length is not None and stored < length):
@@ -178,8 +177,7 @@ class Trace:
             FileNotFoundError, PermissionError: there is no such file, or it is not readable.
             ValueError: not a trace, one of a newer format, or a damaged one.
         """
-        file = _open(Path(path), "r")
-        return cls(file, dict(_stored_groups(file)))
+        return cls(*_open_stored(Path(path), "r"))
 
     # Recording
 
@@ -415,7 +413,6 @@ class _Group:
         self.pending.clear()
 
     def _create(self, group: h5py.Group) -> None:
-        group.attrs["along"] = self.along
         for name, axis in self.axes.items():
             dataset = group.create_dataset(name, data=axis.values)
             _describe(dataset, axis.units, axis.long_name)
@@ -437,6 +434,7 @@ class _Group:
             else:
                 for axis, dim in enumerate((self.along, *variable.dims) if grows else variable.dims):
                     dataset.dims[axis].attach_scale(group[dim])
+        group.attrs["along"] = self.along  # last: what lacks it is half made, and made anew
 
 
 def _describe(dataset: h5py.Dataset, units: str, long_name: str) -> None:
@@ -449,7 +447,7 @@ def _storage(fixed: tuple[int, ...], itemsize: int, grows: bool) -> dict[str, ob
     """How HDF5 lays out a variable: compressed, in chunks that are written once.
 
     A compressed chunk that is written again changes its size and moves; a run killed just then loses the rows
-    flushed into it earlier. So a large row has its own chunks, and small rows share one that is not compressed.
+    flushed into it earlier. So a large row has its own chunks, and small rows share one, not compressed.
     """
     if not fixed and not grows:
         return {}  # a single number has no chunks
@@ -465,7 +463,7 @@ def _storage(fixed: tuple[int, ...], itemsize: int, grows: bool) -> dict[str, ob
 
 
 def _stored_groups(file: h5py.File) -> Iterator[tuple[str, _Group]]:
-    """The groups of a file as they were declared. Only ours bear the attribute `along`."""
+    """The groups of a file as they were declared; those that bear the attribute `along`."""
     names = []
     file.visititems(lambda name, item: names.append(name) if "along" in item.attrs else None)
     for name in names:
@@ -482,6 +480,15 @@ def _stored_groups(file: h5py.File) -> Iterator[tuple[str, _Group]]:
                 variables[key] = Variable(units, long_name, fixed, dataset.dtype.name)
         length = min(len(group[key]) for key in variables) if along else 0
         yield name, _Group(along, variables, axes, length, stored=True)
+
+
+def _open_stored(path: Path, mode: str) -> tuple[h5py.File, dict[str, _Group]]:
+    file = _open(path, mode)
+    try:
+        return file, dict(_stored_groups(file))
+    except (OSError, KeyError, RuntimeError) as error:
+        file.close()
+        raise ValueError(f"{path} is damaged ({error}); start the run anew in another folder") from error
 
 
 def _open(path: Path, mode: str) -> h5py.File:

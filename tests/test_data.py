@@ -226,7 +226,7 @@ def test_batches_hold_every_sample_once_with_its_label():
 def test_batches_follow_the_generator():
     x, y = torch.rand(50, 2), torch.arange(50)
     rng = torch.Generator().manual_seed(5)
-    first, second = ([labels for _, labels in data.batches(x, y, 50, rng)][0] for _ in range(2))
+    first, second = (next(labels for _, labels in data.batches(x, y, 50, rng)) for _ in range(2))
     (_, again), *_ = data.batches(x, y, 50, torch.Generator().manual_seed(5))
     assert same(first, again)
     assert not same(first, second)
