@@ -231,9 +231,8 @@ class FeedforwardSystem(System):
 
         At the free state the errors, and with them its half of the contrast, are zero.
         """
-        system = self if self.origin is not None else self.around(free)
-        z = nudged.state - free.state if nudged.deviation is None else nudged.deviation
-        return system._hebbian(*system._errors(z), system.state(z))
+        z = nudged.state if self.origin is None else nudged.deviation
+        return self._hebbian(*self._errors(z), nudged.state)
 
     def one_sweep(self) -> Params:
         """The gradient after a single top-down sweep of errors from the free state: backprop, at any beta.

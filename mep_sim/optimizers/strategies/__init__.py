@@ -1,0 +1,1 @@
+"""The parts a `CompositeOptimizer` is made of: gradient, update, constraint, feedback."""

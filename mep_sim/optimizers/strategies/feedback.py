@@ -1,0 +1,87 @@
+"""The two carries, never mixed: of the gradient (what an update did not use) and of the write (what
+whole pulses could not write)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FeedbackStrategy(ABC):
+    """Carries part of the gradient from step to step."""
+
+    @abstractmethod
+    def signal(self, gradient: Tensor, state: dict) -> Tensor:
+        """What the update sees: the gradient and the carry."""
+
+    @abstractmethod
+    def keep(self, gradient: Tensor, kept: Tensor, state: dict) -> None:
+        """Store the new carry, given what the update kept of the signal."""
+
+
+@dataclass(frozen=True)
+class NoFeedback(FeedbackStrategy):
+    def signal(self, gradient: Tensor, state: dict) -> Tensor:
+        return gradient
+
+    def keep(self, gradient: Tensor, kept: Tensor, state: dict) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class ErrorFeedback(FeedbackStrategy):
+    """Gradient carry: b = gradient + carry, then carry <- b - (1 - beta) kept.
+
+    With an update that keeps all of b this is momentum `beta`, with a low-rank one Dion's error feedback.
+    """
+
+    beta: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta < 1:
+            raise ValueError(f"error feedback beta = {self.beta}; choose 0 <= beta < 1")
+
+    def signal(self, gradient: Tensor, state: dict) -> Tensor:
+        return gradient + state["carry"] if "carry" in state else gradient
+
+    def keep(self, gradient: Tensor, kept: Tensor, state: dict) -> None:
+        state["carry"] = self.signal(gradient, state) - (1 - self.beta) * kept
+
+
+@dataclass(frozen=True)
+class WriteFeedback(ABC):
+    """Decides what to ask of the devices, given what earlier writes could not do."""
+
+    @abstractmethod
+    def wanted(self, delta: Tensor, state: dict) -> Tensor:
+        """The weight change to ask for."""
+
+    @abstractmethod
+    def written(self, wanted: Tensor, written: Tensor, state: dict) -> None:
+        """Learn what was nominally written."""
+
+
+@dataclass(frozen=True)
+class NoWriteFeedback(WriteFeedback):
+    """Plain rounding: what a whole pulse cannot express is lost."""
+
+    def wanted(self, delta: Tensor, state: dict) -> Tensor:
+        return delta
+
+    def written(self, wanted: Tensor, written: Tensor, state: dict) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class WriteResidual(WriteFeedback):
+    """The pulse residual: wanted - written is asked for again at the next step, without decay."""
+
+    def wanted(self, delta: Tensor, state: dict) -> Tensor:
+        return delta + state.get("write_residual", torch.zeros_like(delta))
+
+    def written(self, wanted: Tensor, written: Tensor, state: dict) -> None:
+        state["write_residual"] = wanted - written
