@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -220,8 +221,15 @@ class EnergyCircuit(nn.Module, ABC):
         return x.flatten(1)
 
 
+def block_norm(norms: np.ndarray) -> float:
+    """A bound of a block matrix's norm from the norms of its blocks; inf where one is."""
+    return float(np.linalg.norm(norms, 2)) if np.isfinite(norms).all() else math.inf
+
+
 def spectral_norm(weight: Tensor) -> float:
-    """The largest singular value, exactly, from the smaller Gram matrix."""
+    """The largest singular value, exactly, from the smaller Gram matrix; inf where an entry is not finite."""
     w = weight.detach()
     gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
+    if not torch.isfinite(gram.sum()):
+        return math.inf
     return math.sqrt(max(torch.linalg.eigvalsh(gram)[-1].item(), 0.0))

@@ -86,9 +86,13 @@ class Chip:
             "rng": self.rng.get_state(),
         }
 
+    @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
+        """Back to where `state_dict()` was taken, of a chip of the same circuit and device."""
+        params = self.circuit.params()
         for name, crossbar in self.crossbars.items():
             crossbar.load_state_dict(state["crossbars"][name])
             self._last[name] = state["last"][name].to(self._last[name])
+            params[name].copy_(self._last[name])
         self.t_seconds = state["t_seconds"]
         self.rng.set_state(state["rng"].cpu())

@@ -69,7 +69,6 @@ class CrossEntropy(Cost):
     """C = -sum y log softmax(o); the output is the logits. Its Hessian diag(p) - p p' is at most 1/2."""
 
     curvature = 0.5
-    newton_steps = 3
 
     def value(self, output: Tensor, target: Tensor) -> Tensor:
         return -(target * F.log_softmax(output, 1)).sum(1)
@@ -88,11 +87,14 @@ class CrossEntropy(Cost):
 
     def relax(self, pull: Tensor, origin: Tensor | float, target: Tensor, beta: float) -> Tensor:
         d = pull
-        for _ in range(self.newton_steps):
+        # from the pull, three steps solve it to rounding for the usual small nudges
+        for _ in range(3 if abs(beta) <= 0.3 else 7):
             p = torch.softmax(origin + d, 1)
             miss = d - pull + beta * self._gradient(p, target)
             # Newton: (I + beta (diag p - p p')) step = miss, by Sherman-Morrison
             diagonal = 1 + beta * p
+            # zero where beta = -1 meets certainty; a slightly other slope still converges
+            diagonal = torch.where(diagonal.abs() < 1e-3, 1e-3, diagonal)
             q, r = p / diagonal, miss / diagonal
             step = r + q * (beta * (p * r).sum(1, keepdim=True) / (1 - beta * (p * q).sum(1, keepdim=True)))
             d = d - step

@@ -65,14 +65,18 @@ class Crossbar:
     def write(self, delta: Tensor, read: Tensor, t_seconds: float = 0.0) -> Tensor:
         """Change the weights by `delta`; returns what was nominally written.
 
-        With pulses: whole ones, times the nominal step; what the cells made of them shows at the next
-        read. Without: by programming the last `read` weight plus delta.
+        With pulses: whole ones, times the nominal step, and at most those across the whole range; what the
+        cells made of them shows at the next read. Without: by programming the last `read` weight plus delta.
+        What saturates counts as written, or a residual would wind up.
         """
+        if not bool(torch.isfinite(delta).all()):
+            raise ValueError(
+                "the weight changes to write contain NaN or infinity; lower lr, or check gradient and data"
+            )
         if self.step is None:
-            target = (read + delta).clamp(-self.w_max, self.w_max)
-            self.program(target, t_seconds)
-            return target - read
-        counts = delta / self.step
+            self.program(read + delta, t_seconds)
+            return delta
+        counts = delta.clamp(-2 * self.w_max, 2 * self.w_max) / self.step
         if self.rounding == "stochastic":
             counts = torch.floor(counts + torch.rand(counts.shape, generator=self.rng, device=counts.device))
         else:
@@ -88,9 +92,10 @@ class Crossbar:
         return 0.5 * (self.plus.pulses.double().mean() + self.minus.pulses.double().mean()).item()
 
     def state_dict(self) -> dict:
-        return {"plus": self.plus.state_dict(), "minus": self.minus.state_dict()}
+        return {"plus": self.plus.state_dict(), "minus": self.minus.state_dict(), "w_max": self.w_max}
 
     def load_state_dict(self, state: dict) -> None:
         where = self.rng.device
+        self.w_max = state["w_max"]
         self.plus = Cells.from_state_dict(state["plus"]).to(where)
         self.minus = Cells.from_state_dict(state["minus"]).to(where)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from circuits.activations import LINEAR, Activation, activation, as_module, from_module
-from circuits.base import EnergyCircuit, Equilibrium, Layout, Params, System, spectral_norm
+from circuits.base import EnergyCircuit, Equilibrium, Layout, Params, System, block_norm, spectral_norm
 from circuits.costs import Cost
 
 
@@ -268,7 +268,7 @@ class FeedforwardSystem(System):
     def fastest_rate(self) -> float:
         """The Hessian is (I - J)^T (I - J) up to terms in e, with the norms of J's blocks below the diagonal."""
         blocks = np.eye(len(self.weights)) + np.diag(self._slope_norms(), -1)
-        return float(np.linalg.norm(blocks, 2)) ** 2 + (self.nudge.curvature if self.nudge else 0.0)
+        return block_norm(blocks) ** 2 + (self.nudge.curvature if self.nudge else 0.0)
 
     def largest_beta(self, cost: Cost, enough: float = math.inf) -> float:
         """1 / (C'' lambda_max(I + sum_l J_{l->L} J_{l->L}^T)): beyond it E - beta C has no minimum.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from circuits.base import EnergyCircuit, Equilibrium, Layout, Params, System, spectral_norm
+from circuits.base import EnergyCircuit, Equilibrium, Layout, Params, System, block_norm, spectral_norm
 from circuits.costs import Cost
 
 
@@ -74,6 +74,7 @@ class HopfieldSystem(System):
         self.walls = [
             (lo, hi) for lo, hi in zip(layout.split(self.lower), layout.split(self.upper), strict=True)
         ]
+        self.is_open = not all(map(math.isfinite, circuit.box))
         self._rate: list[float] = []
 
     def _recentre(self, free: Tensor) -> None:
@@ -174,12 +175,23 @@ class HopfieldSystem(System):
         """1 + the norm of the block coupling, bounded by that of the matrix of its blocks' norms."""
         if not self._rate:
             norms = np.diag([spectral_norm(w) for w in self.weights[1:]], -1)
-            self._rate.append(1 + float(np.linalg.norm(norms + norms.T, 2)) if norms.size else 1.0)
+            self._rate.append(1 + block_norm(norms + norms.T) if norms.size else 1.0)
         return self._rate[0] + (self.nudge.curvature if self.nudge else 0.0)
 
     def largest_beta(self, cost: Cost, enough: float = math.inf) -> float:
-        """1 / C'': hidden units are in a box, so only the linear output can run away."""
-        return 1 / cost.curvature
+        """1 / C'': hidden units are in a box, so only the linear output can run away.
+
+        In a box with an open end they follow it, and the least eigenvalue of I - W with all hidden units
+        eliminated takes the place of 1: exact on a linear network, a lower bound on a half-open box.
+        """
+        if not self.is_open:
+            return 1 / cost.curvature
+        rest = torch.eye(len(self.weights[0])).to(self.drive)
+        for weight in self.weights[1:]:
+            if torch.linalg.eigvalsh(rest)[0] <= 0:
+                return 0.0
+            rest = torch.eye(len(weight)).to(rest) - weight @ torch.linalg.solve(rest, weight.T)
+        return max(torch.linalg.eigvalsh(rest)[0].item(), 0.0) / cost.curvature
 
 
 class _OverRelaxation:

@@ -124,7 +124,10 @@ def _sweep(system: System, z: Tensor, solver: Sweep) -> Equilibrium:
 def _integrate(system: System, z: Tensor, solver: ODE, save_at: Tensor | None) -> Equilibrium:
     watched = _WatchedFlow(system, solver)
     limit = (_FIXED | _ADAPTIVE)[solver.method]
-    ceiling = 0.9 * limit / system.fastest_rate()
+    rate = system.fastest_rate()
+    if not math.isfinite(rate):
+        raise SettlingError(_diverged(system, solver))
+    ceiling = 0.9 * limit / rate
     if solver.step is not None:
         ceiling = min(solver.step, ceiling) if solver.method in _ADAPTIVE else solver.step
     transient = None
@@ -133,7 +136,7 @@ def _integrate(system: System, z: Tensor, solver: ODE, save_at: Tensor | None) -
             watched.stop_when_settled = False
             states = watched.solve(z, _save_times(save_at), ceiling)
             transient = _record(system, save_at, states)
-            watched.stop_when_settled, z = True, states[-1]
+            watched.stop_when_settled, z, watched.time = True, states[-1], float(save_at[-1])
         z = watched.solve_until_settled(z, ceiling)
     return _report(system, z, solver, watched.evaluations, watched.settled_at, transient)
 
@@ -157,6 +160,11 @@ class _WatchedFlow:
         self._at: Tensor | None = None
         self._flow: Tensor | None = None
         self._steps = 0
+        # each family of methods under the one callback it knows: torchdiffeq warns about others
+        if self.fixed:
+            self.callback_step = self._before_step
+        else:  # not before a step: a rejected one is repeated
+            self.callback_accept_step = self._after_step
 
     def __call__(self, _t: Tensor, z: Tensor) -> Tensor:
         if z is not self._at:
@@ -164,11 +172,10 @@ class _WatchedFlow:
             self.evaluations += 1
         return self._flow
 
-    def callback_step(self, t: Tensor, z: Tensor, _dt: Tensor) -> None:
-        if self.fixed:  # adaptive methods repeat rejected steps: they are looked at once accepted
-            self._look(float(t), z, self(t, z))
+    def _before_step(self, t: Tensor, z: Tensor, _dt: Tensor) -> None:
+        self._look(float(t), z, self(t, z))
 
-    def callback_accept_step(self, t: Tensor, _z: Tensor, dt: Tensor) -> None:
+    def _after_step(self, t: Tensor, _z: Tensor, dt: Tensor) -> None:
         self._look(float(t + dt), self._at, self._flow)  # the last stage sits at the new state
 
     def _look(self, t: float, z: Tensor, flow: Tensor) -> None:

@@ -87,6 +87,8 @@ class CompositeOptimizer(torch.optim.Optimizer):
         """Learn from a batch (x, target), or from the gradients already in `.grad`; returns the loss if known."""
         if (x is None) != (target is None):
             raise ValueError("step() got only one of x and target; give both, or neither after loss.backward()")
+        if x is not None and closure is not None:
+            raise ValueError("step() got a closure and a batch; give one of them")
         loss = None
         if x is not None:
             loss = self.compute_gradient(x, target).loss
@@ -97,6 +99,8 @@ class CompositeOptimizer(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     self._move(p, group["lr"])
+        if x is None and self.chip is not None:
+            self.chip.read()  # a forward pass of one's own sees the weights by their last read
         return loss
 
     def _move(self, p: nn.Parameter, lr: float) -> None:

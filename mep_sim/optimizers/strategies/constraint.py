@@ -55,4 +55,4 @@ class SpectralConstraint(ConstraintStrategy):
         target = (1 - self.margin) * self.gamma
         clipped = weight - (left @ turn.T) * (sigma - target).clamp(min=0) @ right.T
         # where even the last tracked value is too large, untracked ones may be too
-        return clipped * (target / sigma[-1].clamp(min=target)) if rank < min(weight.shape) else clipped
+        return clipped / (sigma[-1] / target).clamp(min=1) if rank < min(weight.shape) else clipped

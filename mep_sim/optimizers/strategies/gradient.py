@@ -15,6 +15,7 @@ from circuits import EnergyCircuit, Equilibrium, FeedforwardCircuit, Params, Sys
 from mep_sim.settling import ODE, Solver, Sweep, settle
 
 PHASES = ("one_sided", "centred", "one_sweep")
+SETTLE_LR = 0.15  # length of an Euler step, in time constants
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class EPGradient(GradientStrategy):
     that equals backprop on the feedforward energy and is no equilibrium. solver: how to settle; its
     tolerance is the free phase's, over the state. nudged_tolerance: residual over the nudge.
     independent_reads: read the weights again for every phase, so that their read noise differs; else one
-    read serves all. settle_steps, settle_lr: fixed Euler steps in place of `solver`, that many at most.
+    read serves all. settle_steps: that many Euler steps at most, in place of `solver`; settle_lr: their
+    length in time constants, 0.15 unless given.
     """
 
     beta: float = 0.1
@@ -77,10 +79,17 @@ class EPGradient(GradientStrategy):
             raise ValueError(f"beta = {self.beta}; choose a finite beta > 0, such as 0.1")
         if self.phases not in PHASES:
             raise ValueError(f"unknown phases {self.phases!r}; choose one of {', '.join(PHASES)}")
-        if (self.settle_steps is None) != (self.settle_lr is None):
-            raise ValueError("settle_steps and settle_lr belong together: give both, or neither")
+        if self.settle_steps is None and self.settle_lr is not None:
+            raise ValueError(
+                f"settle_lr = {self.settle_lr} without a number of steps; give settle_steps too, such as 15"
+            )
         if self.settle_steps is not None:
-            euler = ODE(method="euler", step=self.settle_lr, max_evaluations=self.settle_steps)
+            step = SETTLE_LR if self.settle_lr is None else self.settle_lr
+            euler = ODE(method="euler", step=step, max_evaluations=self.settle_steps)
+            if self.solver not in (Sweep(1e-5), euler):
+                raise ValueError(
+                    f"settle_steps = {self.settle_steps} replaces solver = {self.solver}; give one of them"
+                )
             object.__setattr__(self, "solver", euler)
         dataclasses.replace(self.solver, tolerance=self.nudged_tolerance)  # raises where it is out of range
 

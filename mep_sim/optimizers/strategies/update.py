@@ -153,6 +153,9 @@ class DionUpdate(UpdateStrategy):
             state["dion_basis"] = torch.linalg.svd(signal, full_matrices=False).Vh[:rank].T.contiguous()
         p, _ = torch.linalg.qr(signal @ state["dion_basis"])
         r = signal.T @ p
-        q = r / r.norm(dim=0).clamp(min=1e-30)
+        size = r.norm(dim=0)
+        # rounding errors of a signal of lower rank are no directions to step in
+        noise = max(rows, columns) * torch.finfo(r.dtype).eps * size.max()
+        q = r / torch.maximum(size, noise).clamp(min=1e-30)
         state["dion_basis"] = q
         return math.sqrt(rows / columns) * (p @ q.T), p @ r.T

@@ -1,0 +1,85 @@
+"""What all experiments share: their options, how they are launched, and the table they end with."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from mep_sim.settling import SettlingError
+
+console = Console()
+C = TypeVar("C", bound="Options")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of every experiment."""
+
+    out: Path | None = None
+    """Folder of this run; by default a new one under runs/."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: str = "cpu"
+    """Where to compute: cpu or cuda."""
+    smoke: bool = False
+    """A run of seconds that touches everything and shows nothing."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on from the checkpoint in --out."""
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device = {self.device!r}; choose cpu or cuda")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device = 'cuda', but torch finds no CUDA device; use --device cpu")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed = {self.seed}; choose 0 <= seed < 2**31")
+        if self.resume and self.out is None:
+            raise ValueError("--resume needs the --out folder of the run to go on with")
+
+    def identity(self) -> dict:
+        """What decides the results, in plain types: what a resumed run must share."""
+        settings = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("out", "resume")}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+
+    def folder(self, name: str) -> Path:
+        return self.out or Path("runs") / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def launch(config: type[C], run: Callable[[C], object]) -> None:
+    """Read the command line into `config` and run; what a user got wrong ends in one line and exit code 2."""
+    try:
+        run(tyro.cli(config, description=sys.modules[config.__module__].__doc__))
+    except (ValueError, OSError, SettlingError) as error:
+        console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("interrupted; --resume goes on from the last checkpoint")
+        sys.exit(130)
+
+
+def generator(seed: int, device: str = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, object]], formats: Mapping[str, str]) -> None:
+    """Print rows; `formats` maps each column to a format spec. What is None or nan shows as a dash."""
+    table = Table(title=title, title_justify="left")
+    for column in formats:
+        table.add_column(column, justify="left" if formats[column] == "" else "right")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column), spec) for column, spec in formats.items()))
+    console.print(table)
+
+
+def _cell(value: object, spec: str) -> str:
+    return "-" if value is None or value != value else format(value, spec)

@@ -1,0 +1,299 @@
+"""An energy network on memristor crossbars learns handwritten digits by Equilibrium Propagation.
+
+Beside it, on the same data and with the same layers, digital networks learn by backprop: one with Adam, one with
+the update rule of the chip. The run leaves a table, pictures and an HDF5 trace in its folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import devices
+from circuits.chip import Chip
+from experiments import figures, recording
+from experiments.common import Options, console, generator, launch, print_table
+from experiments.learner import Learner, make_circuit, update_rule
+from mep_sim import checkpoint
+from mep_sim.checkpoint import RunFolder
+from mep_sim.data import Dataset, load
+from mep_sim.optimizers import (
+    AdamUpdate,
+    BackpropGradient,
+    CompositeOptimizer,
+    EPGradient,
+    ErrorFeedback,
+    GradientStrategy,
+    ImplicitGradient,
+    NoConstraint,
+    NoFeedback,
+    NoWriteFeedback,
+    SpectralConstraint,
+    WriteResidual,
+)
+from mep_sim.settling import ODE, Solver, Sweep
+from mep_sim.trace import Trace
+
+
+@dataclass(frozen=True)
+class Config(Options):
+    """Train a chip by EP and its digital baselines by backprop."""
+
+    dataset: str = "auto"
+    """mnist, digits, or auto: MNIST where it can be had, else scikit-learn's digits."""
+    samples: int = 10_000
+    """Training samples; at most what the dataset has."""
+    epochs: int = 10
+    """Passes over the training samples."""
+    batch_size: int = 128
+    """Samples per step."""
+
+    circuit: str = "feedforward"
+    """feedforward (MEP energy) or hopfield. ODE settling starts both at s = 0."""
+    hidden: tuple[int, ...] = (256,)
+    """Sizes of the hidden layers; input and output follow from the data."""
+    sizes: tuple[int, ...] | None = None
+    """All layer sizes, input and output included; overrides hidden and must match the data."""
+    activation: str = "relu"
+    """Hidden activation of the feedforward circuit: relu, softplus, gelu, tanh, sigmoid."""
+    constrain: bool = True
+    """Hold ReLU states at s >= 0, without which deep nudged phases never settle."""
+
+    cell: str = "soft-bounds-6bit"
+    """Memory cell of the crossbars: a preset's name or a device file (.json); none for ideal weights."""
+    bits: int | None = None
+    """Levels of the cell, as a power of two; None leaves the preset's."""
+    read_noise: float | None = None
+    """Standard deviation of a read over the conductance window; None leaves the preset's."""
+    independent_reads: bool = False
+    """Read the weights anew in every phase; else one read, with its noise, serves a whole step."""
+    w_range: float = 5.0
+    """Largest weight a crossbar can hold, over the root mean square of the initial weights."""
+    rounding: str = "nearest"
+    """Rounding of a weight change to whole pulses: nearest or stochastic."""
+    write_residual: bool = True
+    """Carry what whole pulses could not write to the next step."""
+    step_seconds: float = 1e-3
+    """Simulated time between training steps, for cells that drift."""
+
+    solver: str = "euler"
+    """How to settle: sweep (layer-wise minimisation, fast) or a torchdiffeq method: euler, rk4, dopri5 ..."""
+    free_tolerance: float = 1e-5
+    """Projected force over the state at which the free phase counts as settled."""
+    nudged_tolerance: float = 1e-3
+    """Projected force over the nudge at which the nudged phase counts as settled."""
+    max_evaluations: int = 5_000
+    """Budget of sweeps or flow evaluations per phase."""
+
+    beta: float = 0.1
+    """Nudging strength."""
+    phases: str = "one_sided"
+    """one_sided, centred, or one_sweep (equals backprop; no equilibrium)."""
+    loss: str = "cross_entropy"
+    """cross_entropy or mse."""
+    update: str = "muon"
+    """muon, dion, plain or adam."""
+    lr: float | None = None
+    """Learning rate, falling linearly to zero; None takes the update rule's own."""
+    momentum: float = 0.9
+    """Gradient carry."""
+    gamma: float = 2.0
+    """Bound on the largest singular value of every weight matrix; 0 for none."""
+    adam_lr: float = 1e-3
+    """Learning rate of the backprop-Adam baseline."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("samples", "epochs", "batch_size", "max_evaluations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}; choose at least 1")
+        if self.read_noise is not None and not 0 <= self.read_noise < 1:
+            raise ValueError(f"read_noise = {self.read_noise}; choose a share of the window in [0, 1)")
+        if self.gamma < 0:
+            raise ValueError(f"gamma = {self.gamma}; choose gamma > 0, or 0 for no bound")
+        if self.step_seconds < 0:
+            raise ValueError(f"step_seconds = {self.step_seconds}; choose a time >= 0 s")
+        for lr in (self.lr, self.adam_lr):
+            if lr is not None and not lr > 0:
+                raise ValueError(f"lr = {lr}; choose a learning rate > 0, such as 0.01")
+
+    def shrunk(self) -> Config:
+        """The --smoke size of this run."""
+        small = {"samples": min(self.samples, 400), "epochs": min(self.epochs, 2), "hidden": (32,), "batch_size": 100}
+        return dataclasses.replace(self, **small) if self.smoke else self
+
+    def settling(self) -> Solver:
+        if self.solver == "sweep":
+            return Sweep(self.free_tolerance, max_sweeps=self.max_evaluations)
+        return ODE(self.free_tolerance, method=self.solver, max_evaluations=self.max_evaluations)
+
+    def memory_cell(self) -> devices.Device | None:
+        """The cell with its overrides, or None for ideal weights."""
+        if self.cell == "none":
+            if self.bits is not None or self.read_noise is not None:
+                raise ValueError("cell = none has no bits and no read noise to set; choose a cell")
+            return None
+        cell = devices.resolve(self.cell)
+        if self.bits is not None:
+            cell = devices.with_bits(cell, self.bits)
+        if self.read_noise is not None:
+            if not isinstance(cell, devices.MemoryCell):
+                raise ValueError(f"cell {self.cell} cannot have read noise; choose a memory cell, such as levels-6bit")
+            cell = dataclasses.replace(cell, read_noise=devices.WhiteReadNoise(self.read_noise))
+        return cell
+
+    def layer_sizes(self, data: Dataset) -> tuple[int, ...]:
+        sizes = self.sizes or (data.features, *self.hidden, data.classes)
+        if sizes[0] != data.features or sizes[-1] != data.classes:
+            raise ValueError(
+                f"sizes {sizes} do not match {data.name}, which has {data.features} inputs and {data.classes} "
+                f"classes; use --sizes {data.features} ... {data.classes}, or --hidden"
+            )
+        return sizes
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run found: one row per learner, as in the table, and where its files are."""
+
+    rows: list[dict[str, object]]
+    source: str
+    folder: Path
+
+
+def run(config: Config) -> Results:
+    """Train the chip and its baselines, or go on doing so; writes the run folder."""
+    config = config.shrunk()
+    data = load(config.dataset, samples=config.samples, seed=config.seed).to(config.device)
+    learners = make_learners(config, data)
+    folder = RunFolder.open(config.folder("crossbar_mnist"), config.identity(), config.resume)
+    say = partial(console.print, soft_wrap=True, highlight=False)
+    say(f"data: {data.source}; training on {len(data.train_x)} samples")
+    say(f"cell: {'ideal weights' if config.cell == 'none' else config.cell}; settling: {config.settling()}")
+    with _begin(config, folder, learners) as trace:
+        _train(config, data, learners, folder, trace)
+        rows = [_summarise(learner, data) for learner in learners]
+        figures.draw(folder.path, trace, learners, config.epochs)
+    folder.finish({"rows": rows, "source": data.source, "history": {x.name: x.history for x in learners}})
+    title = f"{data.name}, {len(data.train_x)} samples, {config.epochs} epochs, seed {config.seed}"
+    print_table(title, rows, COLUMNS)
+    say(f"pictures, trace.h5 and results.json are in {folder.path}")
+    return Results(rows, data.source, folder.path)
+
+
+COLUMNS = {
+    "learner": "",
+    "test accuracy": ".2%",
+    "validation": ".2%",
+    "free residual": ".1e",
+    "nudged residual": ".1e",
+    "settled": ".1%",
+    "evaluations": ".1f",
+    "time": ".1f",
+    "pulses/device": ".2f",
+    "seconds": ".1f",
+}
+
+
+def make_learners(config: Config, data: Dataset) -> list[Learner]:
+    """The chip first, then the digital baselines: the same initial weights, the same order of samples."""
+    sizes, cell = config.layer_sizes(data), config.memory_cell()
+    rule, lr = update_rule(config.update)
+    lr = lr if config.lr is None else config.lr
+    bound = SpectralConstraint(config.gamma) if config.gamma else NoConstraint()
+
+    def learner(name: str, kind: str, gradient: GradientStrategy, cell: devices.Device | None, **strategies) -> Learner:
+        circuit = make_circuit(kind, sizes, config.activation, config.constrain, generator(config.seed)).to(config.device)
+        chip = None
+        if cell is not None:
+            rng = generator(config.seed + 1, config.device)
+            chip = Chip(circuit, cell, rng, w_range=config.w_range, rounding=config.rounding)
+        optimizer = CompositeOptimizer(
+            circuit.parameters(), gradient=gradient, model=circuit, chip=chip, **strategies
+        )
+        return Learner(name, optimizer, config.epochs, config.batch_size, generator(config.seed + 2), config.step_seconds)
+
+    ep = EPGradient(
+        loss_type=config.loss,
+        beta=config.beta,
+        phases=config.phases,
+        solver=config.settling(),
+        nudged_tolerance=config.nudged_tolerance,
+        independent_reads=config.independent_reads,
+    )
+    same = {"update": rule, "constraint": bound, "feedback": ErrorFeedback(config.momentum), "lr": lr}
+    write = WriteResidual() if config.write_residual else NoWriteFeedback()
+    exact = BackpropGradient(config.loss) if config.circuit == "feedforward" else ImplicitGradient(config.loss)
+    adam = {"update": AdamUpdate(), "constraint": NoConstraint(), "feedback": NoFeedback(), "lr": config.adam_lr}
+    label = f"EP {config.phases} {config.update}" + ("" if cell is None else f" on {Path(config.cell).stem}")
+    exact_label = "backprop" if config.circuit == "feedforward" else "implicit gradient"
+    return [
+        learner(label, config.circuit, ep, cell, write_feedback=write, **same),
+        learner(f"{exact_label} {config.update}", config.circuit, exact, None, **same),
+        learner("backprop adam", "feedforward", BackpropGradient(config.loss), None, **adam),
+    ]
+
+
+# -- training -----------------------------------------------------------------------------------------
+
+
+def _train(config: Config, data: Dataset, learners: list[Learner], folder: RunFolder, trace: Trace) -> None:
+    """Train every learner to the end, checkpointed after each epoch."""
+    validation = (data.validation_x, data.validation_y)
+    with _progress() as progress:
+        for learner in learners:
+            total = config.epochs * -(-len(data.train_x) // config.batch_size)
+            task = progress.add_task(learner.name, total=total, completed=learner.steps)
+            for epoch in range(len(learner.history) + 1, config.epochs + 1):
+                for step, metrics in learner.fit(data.train_x, data.train_y, validation):
+                    recording.step(trace, learner, step, metrics)
+                    progress.advance(task)
+                recording.epoch(trace, learner, epoch)
+                recording.transient(trace, learner, epoch, *validation)
+                states = {x.name: x.state_dict() for x in learners}
+                checkpoint.save(folder.checkpoint, {"learners": states, "trace": trace.lengths()})
+
+
+def _begin(config: Config, folder: RunFolder, learners: list[Learner]) -> Trace:
+    """A new trace, or the one of the last checkpoint with all learners set back to it."""
+    if folder.resumable:
+        state = checkpoint.load(folder.checkpoint, config.device)
+        for learner in learners:
+            learner.load_state_dict(state["learners"][learner.name])
+        trace = Trace.resume(folder.trace, state["trace"])
+        recording.declare(trace, learners)
+        return trace
+    trace = Trace.create(folder.trace, config=config.identity(), seed=config.seed, overwrite=True)
+    recording.declare(trace, learners)
+    recording.start(trace, learners[0])
+    return trace
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def _summarise(learner: Learner, data: Dataset) -> dict[str, object]:
+    """A learner's row: accuracies of the trained network, its settling over the last epoch, its cost."""
+    last = learner.history[-1]
+    return {
+        "learner": learner.name,
+        "test accuracy": learner.accuracy(data.test_x, data.test_y),
+        "validation": last["validation"],
+        "free residual": last["free_residual"],
+        "nudged residual": last["nudged_residual"],
+        "settled": last["settled"],
+        "evaluations": last["evaluations"],
+        "time": last["time"],
+        "pulses/device": None if learner.chip is None else learner.chip.pulses_per_device,
+        "seconds": sum(record["seconds"] for record in learner.history),
+    }
+
+
+if __name__ == "__main__":
+    launch(Config, run)

@@ -1,0 +1,133 @@
+"""The pictures of a training run, drawn from its trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from experiments.learner import Learner
+from experiments.recording import conductances, programmed, slug
+from mep_sim.trace import Trace
+
+FREE, NUDGED = "#4878a8", "#d1603d"
+
+
+def draw(folder: Path, trace: Trace, learners: list[Learner], epochs: int) -> None:
+    """All pictures of a finished run, as PNGs in `folder`."""
+    first = learners[0]
+    learning_curves(folder / "learning_curves.png", trace, learners)
+    settling(folder / "settling.png", trace.read(f"training_{slug(first.name)}"))
+    transient(folder / "transient.png", trace.read(f"transient_epoch_{epochs}"), first.circuit.layout.sizes)
+    if first.chip is not None:
+        weights = list(first.chip.crossbars)
+        window = (first.chip.device.g_min_siemens, first.chip.device.g_max_siemens)
+        conductance_maps(folder / "conductances.png", {w: trace.read(conductances(w)) for w in weights}, window)
+        programmed_scatter(folder / "programmed.png", {w: trace.read(programmed(w)) for w in weights})
+
+
+@contextmanager
+def _figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[np.ndarray]:
+    # A Figure of one's own, without pyplot: nothing global, and it draws without a display.
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+    yield axes
+    figure.savefig(path, dpi=130)
+
+
+def learning_curves(path: Path, trace: Trace, learners: list[Learner]) -> None:
+    """Cost per step, smoothed, and validation error per epoch, of all learners."""
+    with _figure(path, 1, 2, (10, 3.8)) as axes:
+        left, right = axes[0]
+        for learner in learners:
+            series = trace.read(f"training_{slug(learner.name)}")
+            width = max(len(series["loss"]) // 50, 1)
+            smooth = np.convolve(series["loss"], np.ones(width) / width, "valid")
+            left.semilogy(series["step"][width - 1 :], np.maximum(smooth, 1e-6), label=learner.name)
+            epochs = trace.read(f"epochs_{slug(learner.name)}")
+            right.plot(epochs["epoch"], 100 * (1 - epochs["validation"]), "o-", ms=4, label=learner.name)
+        left.set(xlabel="step", ylabel="training cost (nats)")
+        right.set(xlabel="epoch", ylabel="validation error (%)", ylim=(0, None))
+        right.legend(frameon=False)
+
+
+def settling(path: Path, series: dict[str, np.ndarray]) -> None:
+    """How well and how fast both phases settled, step by step."""
+    with _figure(path, 1, 2, (10, 3.4)) as axes:
+        left, right = axes[0]
+        for name, colour in (("free_residual", FREE), ("nudged_residual", NUDGED)):
+            if np.isfinite(series[name]).any():
+                left.semilogy(series["step"], series[name], lw=0.8, color=colour, label=name.replace("_", " "))
+        left.set(xlabel="step", ylabel="relative residual")
+        left.legend(frameon=False)
+        right.plot(series["step"], series["evaluations"], lw=0.8, color="0.3", label="evaluations")
+        right.plot(series["step"], series["time"], lw=0.8, color=FREE, label="simulated time (time constants)")
+        right.set(xlabel="step", ylabel="per settle", ylim=(0, None))
+        right.legend(frameon=False)
+
+
+def transient(path: Path, t: dict[str, np.ndarray], sizes: tuple[int, ...]) -> None:
+    """One sample settling, free and then nudged: hidden units, output units, energy and residual."""
+    time, state = t["time"], t["state"][:, 0]
+    nudge = time[np.argmax(t["beta"] > 0)]
+    with _figure(path, 2, 2, (10, 5.6)) as axes:
+        hidden, output, energy, residual = axes.flat
+        busiest = np.argsort(-np.abs(state[-1, : -sizes[-1]]))[:12]
+        hidden.plot(time, state[:, busiest], lw=0.9)
+        hidden.set(title="hidden units (the 12 most active)", ylabel="state")
+        target = int(t["target"][0])
+        for unit, trajectory in enumerate(state[:, -sizes[-1] :].T):
+            chosen = unit == target
+            output.plot(time, trajectory, lw=2 if chosen else 0.8, color=NUDGED if chosen else "0.6")
+        output.set(title=f"output units (target {target} in colour)")
+        _by_phase(energy, t, nudge, "energy", logarithmic=False)
+        energy.set(title="energy (after the nudge: with beta C)", xlabel="time (time constants)", ylabel="energy")
+        _by_phase(residual, t, nudge, "residual", logarithmic=True)
+        residual.set(title="projected force", xlabel="time (time constants)")
+        for ax in axes.flat:
+            ax.axvline(nudge, color="0.7", lw=0.8, ls=":")
+
+
+def _by_phase(ax: Axes, t: dict[str, np.ndarray], nudge: float, name: str, logarithmic: bool) -> None:
+    draw = ax.semilogy if logarithmic else ax.plot
+    for label, colour, part in (("free", FREE, t["time"] < nudge), ("nudged", NUDGED, t["time"] >= nudge)):
+        draw(t["time"][part], t[name][part, 0], color=colour, label=label)
+    ax.legend(frameon=False)
+
+
+def conductance_maps(path: Path, arrays: dict[str, dict[str, np.ndarray]], window: tuple[float, float]) -> None:
+    """Positive cells of every array before and after training, and histograms of both."""
+    low, high = 1e6 * window[0], 1e6 * window[1]
+    with _figure(path, len(arrays), 3, (11, 2.9 * len(arrays))) as axes:
+        for row, (name, pair) in zip(axes, arrays.items(), strict=True):
+            for ax, index, label in ((row[0], 0, "before"), (row[1], -1, "after")):
+                g = 1e6 * pair["plus"][index]
+                image = ax.imshow(g, aspect="auto", vmin=low, vmax=high, cmap="viridis", interpolation="none")
+                ax.set(title=f"{name}: G+ {label} training", xlabel="input", ylabel="unit")
+            ax.figure.colorbar(image, ax=row[1], label="µS")
+            bins = np.linspace(low, high, 60)
+            row[2].hist(1e6 * pair["plus"][0].ravel(), bins, histtype="step", color="0.5", label="G+ before")
+            for side, colour in (("plus", NUDGED), ("minus", FREE)):
+                row[2].hist(1e6 * pair[side][-1].ravel(), bins, histtype="step", color=colour, label=f"G {side} after")
+            row[2].set(xlabel="conductance (µS)", ylabel="cells", yscale="log")
+            row[2].legend(frameon=False, fontsize=8)
+
+
+def programmed_scatter(path: Path, arrays: dict[str, dict[str, np.ndarray]]) -> None:
+    """Weight read against weight asked for, right after programming."""
+    with _figure(path, 1, len(arrays), (4.2 * len(arrays), 4)) as axes:
+        for ax, (name, pair) in zip(axes[0], arrays.items(), strict=True):
+            target, read = pair["target"].ravel(), pair["read"].ravel()
+            shown = np.linspace(0, target.size - 1, min(target.size, 8000)).astype(int)
+            ax.plot(target[shown], read[shown], ".", ms=2, alpha=0.3, color=FREE)
+            ends = [target.min(), target.max()]
+            ax.plot(ends, ends, color="0.3", lw=0.8)
+            ax.set(title=f"{name}: error {np.std(read - target):.2g} rms", xlabel="weight asked for", ylabel="weight read")

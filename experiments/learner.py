@@ -1,0 +1,123 @@
+"""One network being trained: circuit, chip where it has one, optimizer; an epoch, an accuracy, a state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from circuits import EnergyCircuit, FeedforwardCircuit, HopfieldCircuit
+from circuits.chip import Chip
+from mep_sim.data import batches
+from mep_sim.monitor import StepMetrics, metrics_of
+from mep_sim.optimizers import AdamUpdate, CompositeOptimizer, DionUpdate, MuonUpdate, PlainUpdate, UpdateStrategy
+from mep_sim.settling import Sweep, settle
+
+# name -> (rule, learning rate); rates were chosen on the validation split (python -m experiments.mnist_seeds)
+UPDATES: dict[str, tuple[UpdateStrategy, float]] = {
+    "muon": (MuonUpdate(), 0.05),
+    "dion": (DionUpdate(), 0.02),
+    "plain": (PlainUpdate(), 0.05),
+    "adam": (AdamUpdate(), 1e-3),
+}
+
+
+def update_rule(name: str) -> tuple[UpdateStrategy, float]:
+    """The update rule of that name and its default learning rate."""
+    if name not in UPDATES:
+        raise ValueError(f"unknown update {name!r}; choose one of {', '.join(UPDATES)}")
+    return UPDATES[name]
+
+
+def make_circuit(kind: str, sizes: Sequence[int], hidden: str, constrain: bool, rng: torch.Generator) -> EnergyCircuit:
+    """A fresh "feedforward" or "hopfield" circuit of these layer sizes."""
+    if kind == "feedforward":
+        return FeedforwardCircuit.from_sizes(sizes, hidden, rng=rng, constrain=constrain)
+    if kind == "hopfield":
+        return HopfieldCircuit(sizes, rng=rng)
+    raise ValueError(f"unknown circuit {kind!r}; choose feedforward or hopfield")
+
+
+class Learner:
+    """Trains one network with a learning rate that falls linearly to zero over `epochs`.
+
+    history: per epoch the means of its steps' metrics, "validation" accuracy and "seconds".
+    """
+
+    def __init__(
+        self,
+        name: str,
+        optimizer: CompositeOptimizer,
+        epochs: int,
+        batch_size: int,
+        order: torch.Generator,
+        step_seconds: float = 0.0,
+    ):
+        self.name, self.optimizer, self.order = name, optimizer, order
+        self.epochs, self.batch_size = epochs, batch_size
+        self.step_seconds = step_seconds
+        self.lr = optimizer.param_groups[0]["lr"]
+        self.steps = 0
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def circuit(self) -> EnergyCircuit:
+        return self.optimizer.circuit
+
+    @property
+    def chip(self) -> Chip | None:
+        return self.optimizer.chip
+
+    def train_epoch(self, x: Tensor, y: Tensor) -> Iterator[tuple[int, StepMetrics]]:
+        """One pass over the data; yields (step, metrics) after each step. x (N, d), y (N,)."""
+        per_epoch = -(-len(x) // self.batch_size)
+        for batch, target in batches(x, y, self.batch_size, self.order):
+            rate = self.lr * max(1 - self.steps / (self.epochs * per_epoch), 0.0)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            if self.chip is not None:
+                self.chip.t_seconds += self.step_seconds
+            self.optimizer.step(x=batch, target=target)
+            self.steps += 1
+            yield self.steps, metrics_of(self.optimizer)
+
+    def fit(self, x: Tensor, y: Tensor, validation: tuple[Tensor, Tensor]) -> Iterator[tuple[int, StepMetrics | None]]:
+        """One epoch, its record appended to `history`; yields as `train_epoch`."""
+        started, collected = time.perf_counter(), []
+        for step, metrics in self.train_epoch(x, y):
+            collected.append(metrics)
+            yield step, metrics
+        seconds = time.perf_counter() - started
+        record = {name: float(value) for name, value in vars(StepMetrics.mean(collected)).items()}
+        self.history.append({**record, "validation": self.accuracy(*validation), "seconds": seconds})
+
+    @torch.no_grad()
+    def accuracy(self, x: Tensor, y: Tensor) -> float:
+        """Share of (x, y) classified right at the free equilibrium, with the chip as read now."""
+        params = self.circuit.params() if self.chip is None else self.chip.read()
+        right = 0
+        for part, labels in zip(x.split(2000), y.split(2000), strict=True):
+            system = self.circuit.bind(params, part)
+            output = system.readout(settle(system, solver=Sweep(1e-4)).state)
+            right += int((output.argmax(1) == labels).sum())
+        return right / len(x)
+
+    def state_dict(self) -> dict:
+        return {
+            "circuit": self.circuit.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "chip": None if self.chip is None else self.chip.state_dict(),
+            "order": self.order.get_state(),
+            "steps": self.steps,
+            "history": [dict(record) for record in self.history],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.circuit.load_state_dict(state["circuit"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.chip is not None:
+            self.chip.load_state_dict(state["chip"])
+        self.order.set_state(state["order"].cpu())
+        self.steps, self.history = state["steps"], state["history"]

@@ -1,0 +1,418 @@
+"""Checks that every energy circuit must pass on both paths to an equilibrium. One line in CASES runs them all.
+
+@pytest.mark.parametrize("check", circuit_checks)
+@pytest.mark.parametrize("name", CASES)
+def test_circuit(name, check):
+    check(CASES[name]())
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from circuits import EnergyCircuit, Equilibrium, FeedforwardCircuit, HopfieldCircuit, System, cost
+from mep_sim.optimizers.strategies.gradient import BackpropGradient, EPGradient, ImplicitGradient
+from mep_sim.settling import ODE, ODE_METHODS, SettlingError, Solver, Sweep, settle
+
+COSTS = ("mse", "cross_entropy")
+PHASES = (None, *COSTS)  # free, or nudged by one of them
+BETA = 0.1
+EXACT = Sweep(1e-13)
+OPEN = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A contractive circuit in float64 with an input x (B, d) and class indices (B,).
+
+    kink_free: a beta below which the nudge moves no unit across a kink or a wall. centred_order: of the
+    centred estimate's error in beta. It is 1 for ReLU held at s >= 0: an inactive unit rises with a pull from
+    above but does not sink with the opposite pull, so that +beta and -beta are no mirror images.
+    """
+
+    circuit: EnergyCircuit
+    x: Tensor
+    labels: Tensor
+    kink_free: float = 0.1
+    centred_order: int = 2
+
+    def params(self, dtype=torch.float64, device="cpu") -> dict[str, Tensor]:
+        return {name: p.detach().to(device, dtype) for name, p in self.circuit.params().items()}
+
+    def bind(self, dtype=torch.float64, device="cpu", x: Tensor | None = None) -> System:
+        x = self.x if x is None else x
+        return self.circuit.bind(self.params(dtype, device), x.to(device, dtype))
+
+    def phase(self, name: str | None, beta: float = BETA, dtype=torch.float64, device="cpu", x=None) -> System:
+        """The free system, or the one nudged by this cost in deviations from its free equilibrium."""
+        system = self.bind(dtype, device, x)
+        if name is None:
+            return system
+        free = settle(system, solver=EXACT if dtype == torch.float64 else Sweep(1e-6))
+        return system.around(free).nudged(cost(name), self.labels.to(device), beta)
+
+    def gradient(self, strategy, dtype=torch.float64) -> Tensor:
+        """A strategy's estimate, flat, in float64."""
+        estimate = strategy.estimate(self.circuit, lambda: self.params(dtype), self.x.to(dtype), self.labels)
+        return flat(estimate.gradient)
+
+
+def case(
+    build, sizes, seed: int = 0, *, batch: int = 4, bias: float = 0.0, scale: float = 1.0, **kwargs
+) -> Case:
+    """Inputs ~ N(0, 1), weights times `scale`, biases ~ N(`bias`, .3^2): nothing in it is special."""
+    rng = torch.Generator().manual_seed(seed)
+    circuit = build(sizes, rng).double()
+    with torch.no_grad():
+        for name, p in circuit.named_parameters():
+            p.mul_(scale)
+            if name.endswith("bias"):
+                p.copy_(bias + 0.3 * torch.randn(p.shape, generator=rng, dtype=p.dtype))
+    x = torch.randn(batch, sizes[0], generator=rng, dtype=torch.float64)
+    labels = torch.randint(sizes[-1], (batch,), generator=rng)
+    return Case(circuit, x, labels, **kwargs)
+
+
+def hopfield(*sizes: int, box=(0.0, 1.0), gain: float = 0.4, **kwargs) -> Case:
+    def build(sizes, rng):
+        return HopfieldCircuit(sizes, box, gain, rng=rng)
+
+    return case(build, sizes, bias=0.3 if box != OPEN else 0.0, **kwargs)
+
+
+def feedforward(hidden: str, *sizes: int, constrain: bool = True, scale: float = 0.6, **kwargs) -> Case:
+    def build(sizes, rng):
+        return FeedforwardCircuit.from_sizes(sizes, hidden, rng=rng, constrain=constrain)
+
+    return case(build, sizes, scale=scale, **kwargs)
+
+
+CASES = {
+    "hopfield-1": lambda: hopfield(8, 10, 4, kink_free=1e-2),
+    "hopfield-2": lambda: hopfield(8, 12, 10, 4, kink_free=1e-3),
+    "hopfield-3": lambda: hopfield(8, 12, 10, 9, 4, kink_free=1e-3),
+    "hopfield-linear": lambda: hopfield(8, 12, 10, 4, box=OPEN, gain=0.3),
+    "feedforward-tanh-1": lambda: feedforward("tanh", 8, 10, 4),
+    "feedforward-tanh-2": lambda: feedforward("tanh", 8, 12, 10, 4),
+    "feedforward-softplus-2": lambda: feedforward("softplus", 8, 12, 10, 4),
+    "feedforward-gelu-2": lambda: feedforward("gelu", 8, 12, 10, 4),
+    "feedforward-relu-1": lambda: feedforward("relu", 8, 10, 4, kink_free=1e-2, centred_order=1),
+    "feedforward-relu-2": lambda: feedforward("relu", 8, 12, 10, 4, kink_free=1e-3, centred_order=1),
+    "feedforward-softplus-3": lambda: feedforward("softplus", 8, 12, 10, 9, 4),
+    "feedforward-linear-2": lambda: feedforward("linear", 8, 12, 10, 4),
+}
+
+
+# -- helpers ------------------------------------------------------------------------------------------
+
+
+def flat(gradient) -> Tensor:
+    return torch.cat([gradient[name].flatten() for name in sorted(gradient)]).double()
+
+
+def gap(a: Tensor, b: Tensor) -> float:
+    """Relative difference in the max-norm."""
+    return ((a.double().cpu() - b.double().cpu()).abs().max() / b.abs().max().cpu()).item()
+
+
+def moved(e: Equilibrium) -> Tensor:
+    """What a phase settles: the deviation where there is one, else the state."""
+    return e.state if e.deviation is None else e.deviation
+
+
+def random_coordinates(system: System, seed: int = 1) -> Tensor:
+    """Coordinates of states anywhere in the box, (B, n)."""
+    rng = torch.Generator().manual_seed(seed)
+    s = torch.empty(len(system.drive), system.layout.n, dtype=system.drive.dtype).normal_(generator=rng)
+    s = s.clamp(system.lower, system.upper)
+    return s if system.origin is None else s - system.origin
+
+
+def solvers(tolerance: float, methods=ODE_METHODS) -> list[Solver]:
+    return [Sweep(tolerance), *(ODE(tolerance, method) for method in methods)]
+
+
+
+# -- energy and coordinates ---------------------------------------------------------------------------
+
+
+def check_force_is_minus_the_energy_gradient(case: Case) -> None:
+    plain = case.bind()
+    around = plain.around(settle(plain, solver=EXACT))
+    for system in (plain, around):
+        for nudge in PHASES:
+            phase = system if nudge is None else system.nudged(cost(nudge), case.labels, BETA)
+            z = random_coordinates(phase).requires_grad_()
+            (gradient,) = torch.autograd.grad(phase.energy(z).sum(), z)
+            assert gap(phase.force(z.detach()), -gradient) < 1e-12, nudge
+
+
+def check_deviations_see_the_same_flow(case: Case) -> None:
+    """In deviations the flow differs by no more than the free residual that was dropped, and is zero at zero."""
+    plain = case.bind()
+    for free in (settle(plain, solver=EXACT), settle(plain, solver=ODE(1e-4, "euler"))):
+        around = plain.around(free)
+        z = random_coordinates(around)
+        left = free.residual.max().item()
+        assert around.residual(around.initial_state()).max() <= 1e-15
+        assert (around.flow(z) - plain.flow(around.state(z))).abs().max() <= 10 * left + 1e-12
+
+
+def check_states_are_in_the_box(case: Case) -> None:
+    for nudge in PHASES:
+        system = case.phase(nudge)
+        for solver in solvers(1e-6, ("euler", "dopri5")):
+            s = settle(system, solver=solver).state
+            slack = 1e-6 * s.abs().max()
+            assert (s >= system.lower - slack).all()
+            assert (s <= system.upper + slack).all()
+
+
+# -- equilibria ---------------------------------------------------------------------------------------
+
+
+def check_solvers_agree_in_float64(case: Case) -> None:
+    for nudge in PHASES:
+        system = case.phase(nudge)
+        reference = settle(system, solver=EXACT)
+        for solver in solvers(1e-11, ("euler", "bosh3")):
+            e = settle(system, solver=solver)
+            assert e.converged.all(), (nudge, solver)
+            assert (e.relative_residual <= 1e-11).all()
+            assert e.evaluations > 0
+            assert gap(moved(e), moved(reference)) < 1e-9, (nudge, solver)
+            assert (e.time > 0).all() == isinstance(solver, ODE)
+
+
+def check_solvers_agree_in_float32(case: Case) -> None:
+    for nudge in PHASES:
+        reference = settle(case.phase(nudge), solver=EXACT)
+        system = case.phase(nudge, dtype=torch.float32)
+        for solver in solvers(1e-6, ("euler", "dopri5")):
+            e = settle(system, solver=solver)
+            assert e.converged.all(), (nudge, solver)
+            assert e.state.dtype == torch.float32
+            assert gap(moved(e), moved(reference)) < 1e-5, (nudge, solver)
+
+
+def check_batch_companions_change_nothing(case: Case) -> None:
+    """A sample beside one with a thousandfold input ends where it ends alone."""
+    x = case.x.clone()
+    x[-1] *= 1e3
+    alone = dataclasses.replace(case, x=x[:1], labels=case.labels[:1])
+    together = dataclasses.replace(case, x=x)
+    for nudge in PHASES:
+        for solver in solvers(1e-8, ("euler", "dopri5")):
+            a, b = (settle(c.phase(nudge), solver=solver) for c in (alone, together))
+            assert a.converged.all()
+            assert b.converged[0], (nudge, solver)
+            assert gap(moved(b)[:1], moved(a)) < 1e-6, (nudge, solver)
+
+
+def check_one_step_leaves_an_honest_residual(case: Case) -> None:
+    """What has not settled says so, and the residual is that of the state returned."""
+    for nudge in PHASES:
+        system = case.phase(nudge)
+        for solver in (Sweep(1e-12, max_sweeps=1), ODE(1e-12, "euler", max_evaluations=3), ODE(1e-12, max_evaluations=9)):
+            if nudge is None and isinstance(solver, Sweep) and isinstance(case.circuit, FeedforwardCircuit):
+                continue  # its free sweep is the forward pass: exact at once
+            e = settle(system, solver=solver)
+            assert not e.converged.all()
+            assert e.settled_fraction < 1
+            assert torch.equal(e.residual, system.residual(moved(e)))
+            assert torch.equal(e.converged, e.relative_residual <= 1e-12)
+            assert e.evaluations <= 3 * 9
+
+
+def check_a_huge_step_is_refused_in_one_line(case: Case) -> None:
+    for nudge in PHASES:
+        with pytest.raises(SettlingError, match="lower step = 50.0") as caught:
+            settle(case.phase(nudge), solver=ODE(1e-6, "euler", step=50.0))
+        assert "\n" not in str(caught.value)
+
+
+def check_nan_is_refused(case: Case) -> None:
+    for where in (case.params(), {"x": case.x.clone()}):
+        for tensor in where.values():
+            broken = tensor.clone()
+            broken.view(-1)[0] = math.nan
+            name = next(k for k, v in where.items() if v is tensor)
+            params = case.params() | ({} if name == "x" else {name: broken})
+            system = case.circuit.bind(params, broken if name == "x" else case.x)
+            for solver in solvers(1e-6, ("euler", "dopri5")):
+                with pytest.raises(SettlingError, match="NaN"):
+                    settle(system, solver=solver)
+
+
+# -- transients ---------------------------------------------------------------------------------------
+
+
+def check_energy_never_rises(case: Case) -> None:
+    times = torch.linspace(0, 20, 81, dtype=torch.float64)
+    for nudge in PHASES:
+        system = case.phase(nudge)
+        e = settle(system, solver=ODE(1e-9, rtol=1e-6), save_at=times)
+        energy, state = e.transient.energy, e.transient.state
+        fall = energy[0] - energy[-1]
+        assert (fall > 0).all()
+        assert (energy.diff(dim=0) <= 1e-9 * fall).all(), nudge
+        assert state.shape == (len(times), *case.x.shape[:1], system.layout.n)
+        assert torch.equal(state[0], system.state(system.initial_state()))
+        assert (e.transient.residual[-1] < e.transient.residual[0]).all()
+        assert e.converged.all()
+
+
+def check_recording_changes_nothing(case: Case) -> None:
+    """Neither the equilibrium nor the time at which it settled, whether that is while recording or after."""
+    system = case.phase(None)
+    plain = settle(system, solver=ODE(1e-6, rtol=1e-6))
+    for span in (0.1 * plain.time.min().item(), 3 * plain.time.max().item()):
+        e = settle(system, solver=ODE(1e-6, rtol=1e-6), save_at=torch.tensor([0, span], dtype=torch.float64))
+        assert gap(e.state, plain.state) < 1e-4
+        assert gap(e.time, plain.time) < 0.2
+
+
+# -- bounds -------------------------------------------------------------------------------------------
+
+
+def check_fastest_rate_bounds_the_spectrum(case: Case) -> None:
+    """At the equilibrium the flow's eigenvalues lie within it; for one hidden layer it is no more than 3x off."""
+    for nudge in PHASES:
+        system = case.phase(nudge)
+        z = settle(system, solver=EXACT)
+        jacobian = torch.autograd.functional.jacobian(lambda z, s=system: s.flow(z).sum(0), moved(z))
+        largest = torch.linalg.eigvals(jacobian.transpose(0, 1)).abs().max().item()
+        assert largest <= system.fastest_rate() * (1 + 1e-9), nudge
+        if len(system.layout.sizes) == 2:
+            assert system.fastest_rate() <= 3 * largest
+
+
+def check_within_largest_beta_both_signs_settle(case: Case) -> None:
+    plain = case.bind()
+    around = plain.around(settle(plain, solver=EXACT))
+    for name in COSTS:
+        certified, measured = plain.largest_beta(cost(name)), around.largest_beta(cost(name))
+        assert 0 < certified <= measured * (1 + 1e-9)
+        for beta in (0.8 * certified, -0.8 * certified):
+            nudged = around.nudged(cost(name), case.labels, beta)
+            e, ode = settle(nudged, solver=Sweep(1e-9, 5000)), settle(nudged, solver=ODE(1e-9, "euler"))
+            assert e.converged.all(), (name, beta)
+            assert gap(moved(e), moved(ode)) < 1e-6, (name, beta)
+
+
+circuit_checks = [check for name, check in list(globals().items()) if name.startswith("check_")]
+
+
+# -- gradients ----------------------------------------------------------------------------------------
+
+
+def exact_gradient(case: Case, loss_type: str) -> Tensor:
+    return case.gradient(ImplicitGradient(loss_type, EXACT, adjoint_tolerance=1e-13))
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def slope(betas: list[float], errors: list[float]) -> float:
+    """Of the least-squares line through the points on log-log axes."""
+    x, y = (torch.tensor(v, dtype=torch.float64).log() for v in (betas, errors))
+    x, y = x - x.mean(), y - y.mean()
+    return ((x * y).sum() / x.square().sum()).item()
+
+
+def best_beta(case: Case) -> float:
+    """Small enough for a centred error of 1e-6, large enough for the free phase's rounding."""
+    return 1e-4 if case.centred_order == 2 else 1e-6
+
+
+def ep_errors(case: Case, loss_type: str, phases: str, betas: list[float], solver: Solver) -> list[float]:
+    exact = exact_gradient(case, loss_type)
+    strategies = [EPGradient(loss_type, b, phases, solver, nudged_tolerance=1e-11) for b in betas]
+    return [relative(case.gradient(s), exact) for s in strategies]
+
+
+def check_gradient_exact_oracles(case: Case) -> None:
+    """The implicit gradient is the derivative of the settled cost: by backprop, and by finite differences."""
+    for loss_type in COSTS:
+        exact = exact_gradient(case, loss_type)
+        if isinstance(case.circuit, FeedforwardCircuit):
+            assert relative(exact, case.gradient(BackpropGradient(loss_type))) < 1e-9
+        rng = torch.Generator().manual_seed(2)
+        params = case.params()
+        direction = {k: torch.randn(p.shape, generator=rng, dtype=p.dtype) for k, p in params.items()}
+
+        def settled_cost(h: float, params=params, direction=direction, loss_type=loss_type) -> Tensor:
+            system = case.circuit.bind({k: p + h * direction[k] for k, p in params.items()}, case.x)
+            output = system.readout(settle(system, solver=EXACT).state)
+            c = cost(loss_type)
+            return c.value(output, c.target(case.labels, output)).mean()
+
+        h = 1e-5
+        derivative = (settled_cost(h) - settled_cost(-h)) / (2 * h)
+        assert derivative.item() == pytest.approx((exact @ flat(direction)).item(), rel=1e-7)
+
+
+def check_gradient_converges_in_beta(case: Case) -> None:
+    """Error O(beta) one-sided, O(beta^2) centred (see `Case.centred_order`), down to 1e-6 and below."""
+    for loss_type in COSTS:
+        betas = [case.kink_free * 10.0**-k for k in range(5)]
+        errors = ep_errors(case, loss_type, "one_sided", betas, EXACT)
+        assert slope(betas, errors) == pytest.approx(1, abs=0.05), errors
+        errors = ep_errors(case, loss_type, "centred", betas[:3], EXACT)
+        assert slope(betas[:3], errors) == pytest.approx(case.centred_order, abs=0.06), errors
+        assert ep_errors(case, loss_type, "centred", [best_beta(case)], EXACT)[0] < 1e-6
+
+
+def check_gradient_on_the_ode_path(case: Case) -> None:
+    """The dynamics lead to the same estimates as the sweeps."""
+    for loss_type in COSTS:
+        for phases in ("one_sided", "centred"):
+            ode, sweep = (
+                case.gradient(EPGradient(loss_type, 1e-3, phases, solver, nudged_tolerance=1e-10))
+                for solver in (ODE(1e-12, "euler"), EXACT)
+            )
+            assert relative(ode, sweep) < 1e-8
+        assert ep_errors(case, loss_type, "centred", [best_beta(case)], ODE(1e-12, "euler"))[0] < 1e-6
+
+
+def check_gradient_survives_float32(case: Case) -> None:
+    """beta = 1e-3 in float32: what rounding adds is small in deviations, and far more where states are subtracted."""
+    beta, low = 1e-3, torch.float32
+    for loss_type in COSTS:
+        exact = exact_gradient(case, loss_type)
+        in_deviations = case.gradient(EPGradient(loss_type, beta, solver=Sweep(1e-6), nudged_tolerance=1e-5), low)
+        assert torch.cosine_similarity(in_deviations, exact, dim=0) > 0.9999
+        system = case.bind(low)
+        free = settle(system, solver=Sweep(1e-6))
+        nudged = system.nudged(cost(loss_type), case.labels, beta)
+        subtracted = flat(nudged.contrast(free, settle(nudged, free.state, Sweep(1e-6))))
+        unrounded = case.gradient(EPGradient(loss_type, beta, solver=EXACT, nudged_tolerance=1e-11))
+        assert relative(in_deviations, unrounded) < 2e-5
+        assert relative(subtracted, unrounded) > 3 * relative(in_deviations, unrounded)
+
+
+def check_one_sweep_is_backprop_or_refused(case: Case) -> None:
+    for loss_type in COSTS:
+        for beta in (1e-6, 0.3, 100.0):
+            one_sweep = EPGradient(loss_type, beta, "one_sweep", EXACT)
+            if isinstance(case.circuit, FeedforwardCircuit):
+                assert relative(case.gradient(one_sweep), case.gradient(BackpropGradient(loss_type))) < 1e-12
+            else:
+                with pytest.raises(ValueError, match="feedforward energy only"):
+                    case.gradient(one_sweep)
+
+
+gradient_checks = [
+    check_gradient_exact_oracles,
+    check_gradient_converges_in_beta,
+    check_gradient_on_the_ode_path,
+    check_gradient_survives_float32,
+    check_one_sweep_is_backprop_or_refused,
+]

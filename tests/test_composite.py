@@ -1,0 +1,333 @@
+"""The optimizer as a whole: it learns, it is a torch optimizer, it resumes, it complains."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from circuits import FeedforwardCircuit, HopfieldCircuit
+from mep_sim import checkpoint, sdmep, smep
+from mep_sim.optimizers import (
+    AdamUpdate,
+    BackpropGradient,
+    CompositeOptimizer,
+    DionUpdate,
+    EPGradient,
+    ErrorFeedback,
+    ImplicitGradient,
+    MuonUpdate,
+    NoFeedback,
+    PlainUpdate,
+    SpectralConstraint,
+)
+from tests.device_conformance import generator
+
+XOR = torch.tensor([[0.0, 0], [0, 1], [1, 0], [1, 1]]), torch.tensor([0, 1, 1, 0])
+
+
+def network(sizes=(4, 16, 3), seed: int = 0) -> nn.Sequential:
+    return FeedforwardCircuit.from_sizes(sizes, "tanh", rng=generator(seed)).model
+
+
+def toy(samples: int = 64) -> tuple[Tensor, Tensor]:
+    """Three classes by a linear rule."""
+    rng = generator(9)
+    x = torch.randn(samples, 4, generator=rng)
+    return x, (x @ torch.randn(4, 3, generator=rng)).argmax(1)
+
+
+def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    with torch.no_grad():
+        return nn.functional.cross_entropy(model(x), y).item()
+
+
+def same_parameters(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+# -- it learns ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_xor_is_learnt_to_the_last_sample(seed):
+    model = network((2, 16, 2), seed)
+    optimizer = smep(model.parameters(), model=model, lr=0.05, mode="ep")
+    for _ in range(150):
+        optimizer.step(x=XOR[0], target=XOR[1])
+    assert torch.equal(model(XOR[0]).argmax(1), XOR[1])
+    assert cross_entropy(model, *XOR) < 0.1
+
+
+GRADIENTS = {
+    "ep": EPGradient(),
+    "centred": EPGradient(phases="centred"),
+    "one_sweep": EPGradient(phases="one_sweep"),
+    "euler": EPGradient(settle_steps=60),
+    "backprop": BackpropGradient(),
+    "implicit": ImplicitGradient(),
+}
+UPDATES = {
+    "plain": (PlainUpdate(), 0.05),
+    "adam": (AdamUpdate(), 0.01),
+    "muon": (MuonUpdate(), 0.02),
+    "dion": (DionUpdate(2, dion_thresh=0), 0.02),
+}
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_every_gradient_learns(gradient):
+    learns(GRADIENTS[gradient], *UPDATES["plain"])
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_every_update_learns(update):
+    learns(GRADIENTS["ep"], *UPDATES[update])
+
+
+def learns(gradient, update, lr: float) -> None:
+    """The cost falls below a third in 60 steps, and step() returns it as it was before the step."""
+    model, (x, y) = network(), toy()
+    before = cross_entropy(model, x, y)
+    optimizer = CompositeOptimizer(model.parameters(), gradient, update, lr=lr, model=model)
+    losses = [optimizer.step(x=x, target=y).item() for _ in range(60)]
+    if gradient != GRADIENTS["euler"]:  # whose output is not quite the forward pass
+        assert losses[0] == pytest.approx(before, rel=1e-5)
+    assert cross_entropy(model, x, y) < before / 3
+
+
+def test_a_hopfield_network_learns():
+    circuit, (x, y) = HopfieldCircuit((4, 32, 3), rng=generator()), toy()
+    gradient = EPGradient(beta=0.3, phases="centred")
+    optimizer = CompositeOptimizer(circuit.parameters(), gradient, AdamUpdate(), lr=0.01, model=circuit)
+    losses = [optimizer.step(x=x, target=y).item() for _ in range(60)]
+    assert losses[-1] < losses[0] / 3
+
+
+def test_targets_may_be_values():
+    """Squared error on a linear map: a linear network recovers it."""
+    rng = generator(3)
+    x, truth = torch.randn(64, 4, generator=rng), torch.randn(2, 4, generator=rng)
+    model = network((4, 2))
+    gradient = EPGradient("mse", beta=0.1)
+    optimizer = CompositeOptimizer(model.parameters(), gradient, feedback=NoFeedback(), lr=0.5, model=model)
+    for _ in range(80):
+        optimizer.step(x=x, target=x @ truth.T)
+    assert torch.allclose(model[0].weight, truth, rtol=0, atol=1e-3)
+
+
+# -- it is a torch optimizer -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_step_with_a_batch_is_backward_and_step(update):
+    """With backprop as the gradient both forms are the same training."""
+    rule, lr = UPDATES[update]
+    models, (x, y) = [network(), network()], toy()
+    direct, own = (
+        CompositeOptimizer(m.parameters(), update=rule, lr=lr, model=m if i == 0 else None)
+        for i, m in enumerate(models)
+    )
+    for _ in range(5):
+        direct.step(x=x, target=y)
+        own.zero_grad()
+        nn.functional.cross_entropy(models[1](x), y).backward()
+        own.step()
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=0, atol=1e-5)
+
+
+def test_a_closure_is_called_with_gradients_on():
+    model, (x, y) = network(), toy()
+    optimizer = CompositeOptimizer(model.parameters(), lr=0.1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    before = cross_entropy(model, x, y)
+    assert optimizer.step(closure).item() == pytest.approx(before)
+    assert cross_entropy(model, x, y) < before
+
+
+def test_one_step_is_the_recipe_by_hand():
+    """project(W - lr sqrt(out / in) polar(g + carry)) with every strategy taken from its own test."""
+    model, (x, y) = network(), toy()
+    w = model[0].weight.detach().clone()
+    optimizer = CompositeOptimizer(
+        model.parameters(),
+        BackpropGradient(),
+        MuonUpdate(30, "cubic"),
+        SpectralConstraint(0.7),
+        lr=0.1,
+        model=model,
+    )
+    gradient = optimizer.compute_gradient(x, y).gradient["model.0.weight"].clone()
+    optimizer.step()
+    u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
+    u, sigma, vh = torch.linalg.svd(w - 0.1 * 2 * u @ vh, full_matrices=False)
+    expected = u * sigma.clamp(max=0.99 * 0.7) @ vh
+    assert torch.allclose(model[0].weight, expected, rtol=0, atol=1e-5)
+
+
+def test_the_gradient_can_be_looked_at_and_changed_before_the_step():
+    model, (x, y) = network(), toy()
+    optimizer = CompositeOptimizer(model.parameters(), feedback=NoFeedback(), lr=0.1, model=model)
+    estimate = optimizer.compute_gradient(x, y)
+    assert optimizer.estimate is estimate
+    before = [p.detach().clone() for p in model.parameters()]
+    nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    optimizer.step()
+    moved = torch.cat([(p - q).flatten() for p, q in zip(model.parameters(), before, strict=True)])
+    assert moved.norm().item() == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_zero_grad_and_parameters_without_a_gradient():
+    model, (x, y) = network(), toy()
+    optimizer = CompositeOptimizer(model.parameters(), lr=0.1, model=model)
+    optimizer.step(x=x, target=y)
+    assert all(p.grad is not None for p in model.parameters())
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+    before = copy.deepcopy(model)
+    optimizer.step()
+    assert same_parameters(model, before)
+
+
+def test_only_the_parameters_handed_over_move():
+    model, (x, y) = network(), toy()
+    before = copy.deepcopy(model)
+    CompositeOptimizer(model[2].parameters(), lr=0.1, model=model).step(x=x, target=y)
+    assert same_parameters(model[0], before[0])
+    assert not same_parameters(model[2], before[2])
+
+
+def test_parameter_groups_have_their_own_learning_rate():
+    model, (x, y) = network(), toy()
+    before = copy.deepcopy(model)
+    groups = [{"params": model[0].parameters(), "lr": 0.3}, {"params": model[2].parameters()}]
+    optimizer = CompositeOptimizer(groups, lr=0.1, model=model)
+    optimizer.step(x=x, target=y)
+    for layer, lr in ((0, 0.3), (2, 0.1)):
+        step = before[layer].weight - lr * model[layer].weight.grad
+        assert torch.allclose(model[layer].weight, step, rtol=0, atol=1e-7)
+
+
+def test_a_learning_rate_scheduler_of_torch_sets_the_step():
+    """Gradient 1 throughout, lr 1 falling by half each step: 1 + 1/2 + 1/4 + 1/8."""
+    p = nn.Parameter(torch.zeros(3))
+    optimizer = CompositeOptimizer([p], feedback=NoFeedback(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    for _ in range(4):
+        p.grad = torch.ones(3)
+        optimizer.step()
+        scheduler.step()
+    assert torch.allclose(p, torch.full((3,), -1.875))
+
+
+# -- it resumes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("through_a_file", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m: smep(m.parameters(), model=m),
+        lambda m: sdmep(m.parameters(), model=m, rank=2, dion_thresh=0),
+        lambda m: smep(m.parameters(), model=m, use_error_feedback=True, gamma=0.5),
+        lambda m: CompositeOptimizer(m.parameters(), EPGradient(), AdamUpdate(), model=m),
+    ],
+    ids=["smep", "sdmep", "error feedback", "adam"],
+)
+def test_training_goes_on_bit_for_bit(tmp_path, make, through_a_file):
+    model, (x, y) = network(), toy()
+    optimizer = make(model)
+    for _ in range(4):
+        optimizer.step(x=x, target=y)
+    optimizer.param_groups[0]["lr"] = 0.007
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    if through_a_file:
+        checkpoint.save(tmp_path / "c.pt", state)
+        state = checkpoint.load(tmp_path / "c.pt")
+    else:
+        state = copy.deepcopy(state)
+    resumed = network(seed=1)
+    resumed.load_state_dict(state["model"])
+    again = make(resumed)
+    again.load_state_dict(state["optimizer"])
+    for _ in range(4):
+        assert torch.equal(optimizer.step(x=x, target=y), again.step(x=x, target=y))
+    assert same_parameters(model, resumed)
+
+
+# -- it complains ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lr", [0.0, -0.01, math.nan])
+def test_a_learning_rate_is_positive(lr):
+    with pytest.raises(ValueError, match=f"lr = {lr}; choose a learning rate > 0, such as 0.01"):
+        CompositeOptimizer(network().parameters(), lr=lr)
+
+
+@pytest.mark.parametrize("given", ["x", "target"])
+def test_half_a_batch_is_refused(given):
+    model, (x, y) = network(), toy()
+    optimizer = CompositeOptimizer(model.parameters(), model=model)
+    with pytest.raises(ValueError, match="only one of x and target; give both, or neither"):
+        optimizer.step(**{given: {"x": x, "target": y}[given]})
+
+
+def test_a_batch_and_a_closure_are_refused():
+    model, (x, y) = network(), toy()
+    with pytest.raises(ValueError, match="a closure and a batch; give one"):
+        CompositeOptimizer(model.parameters(), model=model).step(lambda: None, x=x, target=y)
+
+
+def test_a_batch_without_the_network_is_refused():
+    x, y = toy()
+    with pytest.raises(ValueError, match="needs the network: pass model="):
+        CompositeOptimizer(network().parameters()).step(x=x, target=y)
+
+
+def test_parameters_of_another_network_are_refused():
+    with pytest.raises(ValueError, match=r"\(16, 4\).* are not the model's; pass model.parameters\(\)"):
+        CompositeOptimizer(network().parameters(), model=network())
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Linear(4, 3), "cannot make a circuit of Linear; pass an nn.Sequential or a circuit"),
+        (nn.Sequential(nn.Conv2d(1, 1, 3)), "Conv2d"),
+        (nn.Sequential(nn.Linear(4, 3), nn.ReLU()), "leave it linear"),
+    ],
+)
+def test_a_model_without_an_energy_is_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        CompositeOptimizer(model.parameters(), model=model)
+
+
+@pytest.mark.parametrize(
+    ("x", "target", "message"),
+    [
+        (torch.randn(5, 7), torch.zeros(5, dtype=torch.long), r"\(5, 7\).*takes floats \(B, 4\)"),
+        (torch.zeros(5, 4, dtype=torch.long), torch.zeros(5, dtype=torch.long), "int64.*takes floats"),
+        (torch.randn(5, 4), torch.zeros(6, dtype=torch.long), "6 targets for 5 inputs"),
+        (torch.randn(5, 4), torch.zeros(5), r"target of shape \(5,\).*give int64 class indices"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_named(x, target, message):
+    model = network()
+    for gradient in (EPGradient(), EPGradient(phases="one_sweep"), BackpropGradient()):
+        optimizer = CompositeOptimizer(model.parameters(), gradient, model=model)
+        with pytest.raises(ValueError, match=message):
+            optimizer.step(x=x, target=target)
+
+
+def test_error_feedback_is_the_default_carry():
+    assert CompositeOptimizer(network().parameters()).feedback == ErrorFeedback(0.9)
