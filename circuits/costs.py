@@ -26,6 +26,12 @@ class Cost(ABC):
         if target.ndim == 1 and not target.is_floating_point():
             if len(target) != batch:
                 raise ValueError(f"{len(target)} targets for {batch} inputs; give one class index per input")
+            # a look at the values would stall a GPU's queue
+            if not target.is_cuda and bool(((target < 0) | (target >= classes)).any()):
+                raise ValueError(
+                    f"class {target.min().item()} or {target.max().item()} is none of 0 to {classes - 1}; "
+                    "check the labels, or give the circuit an output per class"
+                )
             return F.one_hot(target.long(), classes).to(output)
         if target.shape != output.shape:
             raise ValueError(
@@ -80,7 +86,7 @@ class CrossEntropy(Cost):
     def _gradient(p: Tensor, target: Tensor) -> Tensor:
         # p - y = p (1 - y) - y (1 - p) with 1 - p_k summed over the other classes: near certainty
         # 1 - p would round to nothing in float32, while the p_j of the others keep their digits.
-        # Exact for one-hot y; for a soft y the last term restores sum(y) p - y.
+        # Exact for one-hot y; for a soft y (sum 1) the last term restores p - y.
         others = p * (1 - target)
         exact = others - target * others.sum(1, keepdim=True)
         return exact + target * (p - (p * target).sum(1, keepdim=True))

@@ -273,7 +273,7 @@ class FeedforwardSystem(System):
     def largest_beta(self, cost: Cost, enough: float = math.inf) -> float:
         """1 / (C'' lambda_max(I + sum_l J_{l->L} J_{l->L}^T)): beyond it E - beta C has no minimum.
 
-        First from the norms of the weights; where that is not `enough`, by power iteration at this batch.
+        First from the norms of the weights; where that is not `enough`, exactly for this batch.
         """
         amplification = 1.0
         for sigma in self._slope_norms():
@@ -283,20 +283,16 @@ class FeedforwardSystem(System):
             return certified
         return 1 / (cost.curvature * self._amplification())
 
-    def _amplification(self, iterations: int = 20) -> float:
-        """lambda_max of de_L -> ds_L at the free state, over the batch, by power iteration."""
-        v = torch.ones_like(self.readout(self.initial_state()))
-        growth = v.new_ones(())
-        for _ in range(iterations):
-            v = v / v.norm(dim=1, keepdim=True).clamp(min=1e-30)
-            errors = [v]
-            for i in range(len(self.weights) - 1, 0, -1):
-                errors.insert(0, self._through(i, self.settled[i], errors[0]) @ self.weights[i])
-            state = errors[0]
-            for i in range(1, len(self.weights)):
-                state = self._through(i, self.settled[i], state @ self.weights[i].T) + errors[i]
-            growth, v = (v * state).sum(1).amax(), state
-        return growth.item()
+    def _amplification(self) -> float:
+        """lambda_max(I + sum_l J_{l->L} J_{l->L}^T) at the free state, the largest in the batch."""
+        batch, classes = self.readout(self.initial_state()).shape
+        # (B, C, n_l), from the output down
+        jacobian = torch.eye(classes).to(self.drive).expand(batch, -1, -1)
+        gram = jacobian
+        for i in range(len(self.weights) - 1, 0, -1):
+            jacobian = self._through(i, self.settled[i][:, None], jacobian) @ self.weights[i]
+            gram = gram + jacobian @ jacobian.mT
+        return torch.linalg.eigvalsh(gram)[:, -1].max().item()
 
 
 class _Secant:

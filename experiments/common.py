@@ -17,7 +17,8 @@ from rich.table import Table
 
 from mep_sim.settling import SettlingError
 
-console = Console()
+# a pipe has no width to fit a table in
+console = Console(width=None if sys.stdout.isatty() else 140)
 C = TypeVar("C", bound="Options")
 
 
@@ -31,6 +32,8 @@ class Options:
     """Seed of everything random."""
     device: str = "cpu"
     """Where to compute: cpu or cuda."""
+    threads: int = 1
+    """CPU threads of torch. Networks of this size gain little from more, and stall where cores are shared."""
     smoke: bool = False
     """A run of seconds that touches everything and shows nothing."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -41,6 +44,8 @@ class Options:
             raise ValueError(f"device = {self.device!r}; choose cpu or cuda")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device = 'cuda', but torch finds no CUDA device; use --device cpu")
+        if self.threads < 1:
+            raise ValueError(f"threads = {self.threads}; use at least 1")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed = {self.seed}; choose 0 <= seed < 2**31")
         if self.resume and self.out is None:
@@ -58,7 +63,9 @@ class Options:
 def launch(config: type[C], run: Callable[[C], object]) -> None:
     """Read the command line into `config` and run; what a user got wrong ends in one line and exit code 2."""
     try:
-        run(tyro.cli(config, description=sys.modules[config.__module__].__doc__))
+        options = tyro.cli(config, description=sys.modules[config.__module__].__doc__)
+        torch.set_num_threads(options.threads)
+        run(options)
     except (ValueError, OSError, SettlingError) as error:
         console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
         sys.exit(2)
@@ -75,7 +82,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, object]], formats: Mappi
     """Print rows; `formats` maps each column to a format spec. What is None or nan shows as a dash."""
     table = Table(title=title, title_justify="left")
     for column in formats:
-        table.add_column(column, justify="left" if formats[column] == "" else "right")
+        table.add_column(column, justify="left" if formats[column] == "" else "right", no_wrap=formats[column] == "")
     for row in rows:
         table.add_row(*(_cell(row.get(column), spec) for column, spec in formats.items()))
     console.print(table)

@@ -45,8 +45,8 @@ class Config(Options):
 
     dataset: str = "auto"
     """mnist, digits, or auto: MNIST where it can be had, else scikit-learn's digits."""
-    samples: int = 10_000
-    """Training samples; at most what the dataset has."""
+    samples: int | None = None
+    """Training samples; None takes 10,000, or all of a smaller dataset."""
     epochs: int = 10
     """Passes over the training samples."""
     batch_size: int = 128
@@ -109,7 +109,7 @@ class Config(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("samples", "epochs", "batch_size", "max_evaluations"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}; choose at least 1")
         if self.read_noise is not None and not 0 <= self.read_noise < 1:
             raise ValueError(f"read_noise = {self.read_noise}; choose a share of the window in [0, 1)")
@@ -123,8 +123,15 @@ class Config(Options):
 
     def shrunk(self) -> Config:
         """The --smoke size of this run."""
-        small = {"samples": min(self.samples, 400), "epochs": min(self.epochs, 2), "hidden": (32,), "batch_size": 100}
+        small = {"samples": min(self.samples or 400, 400), "epochs": min(self.epochs, 2), "hidden": (32,), "batch_size": 100}
         return dataclasses.replace(self, **small) if self.smoke else self
+
+    def data(self) -> Dataset:
+        """The dataset, on the device."""
+        data = load(self.dataset, samples=self.samples, seed=self.seed)
+        if self.samples is None:  # any prefix of the training part is a stratified sample
+            data = dataclasses.replace(data, train_x=data.train_x[:10_000], train_y=data.train_y[:10_000])
+        return data.to(self.device)
 
     def settling(self) -> Solver:
         if self.solver == "sweep":
@@ -168,7 +175,7 @@ class Results:
 def run(config: Config) -> Results:
     """Train the chip and its baselines, or go on doing so; writes the run folder."""
     config = config.shrunk()
-    data = load(config.dataset, samples=config.samples, seed=config.seed).to(config.device)
+    data = config.data()
     learners = make_learners(config, data)
     folder = RunFolder.open(config.folder("crossbar_mnist"), config.identity(), config.resume)
     say = partial(console.print, soft_wrap=True, highlight=False)

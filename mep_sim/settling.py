@@ -195,7 +195,8 @@ class _WatchedFlow:
         """States (T, B, n) at these times, which start at 0."""
         method, tolerances = self.solver.method, {}
         if self.fixed:
-            options = {"step_size": ceiling}
+            # times off the grid by Hermite's cubic: the slopes it takes are evaluated for the steps anyway
+            options = {"step_size": ceiling, "interp": "cubic"}
         else:
             # A step is judged unit by unit against the sample's own scale: the most it will move,
             # which is what its first force says, or how far from zero it is.

@@ -1,4 +1,4 @@
-"""Checks that every energy circuit must pass on both paths to an equilibrium. One line in CASES runs them all.
+"""Checks that every energy circuit must pass on both paths to an equilibrium: one line in CASES runs them.
 
 @pytest.mark.parametrize("check", circuit_checks)
 @pytest.mark.parametrize("name", CASES)
@@ -49,7 +49,9 @@ class Case:
         x = self.x if x is None else x
         return self.circuit.bind(self.params(dtype, device), x.to(device, dtype))
 
-    def phase(self, name: str | None, beta: float = BETA, dtype=torch.float64, device="cpu", x=None) -> System:
+    def phase(
+        self, name: str | None, beta: float = BETA, dtype=torch.float64, device="cpu", x=None
+    ) -> System:
         """The free system, or the one nudged by this cost in deviations from its free equilibrium."""
         system = self.bind(dtype, device, x)
         if name is None:
@@ -138,7 +140,6 @@ def solvers(tolerance: float, methods=ODE_METHODS) -> list[Solver]:
     return [Sweep(tolerance), *(ODE(tolerance, method) for method in methods)]
 
 
-
 # -- energy and coordinates ---------------------------------------------------------------------------
 
 
@@ -154,7 +155,7 @@ def check_force_is_minus_the_energy_gradient(case: Case) -> None:
 
 
 def check_deviations_see_the_same_flow(case: Case) -> None:
-    """In deviations the flow differs by no more than the free residual that was dropped, and is zero at zero."""
+    """In deviations the flow differs by no more than the free residual that was dropped; at zero it is zero."""
     plain = case.bind()
     for free in (settle(plain, solver=EXACT), settle(plain, solver=ODE(1e-4, "euler"))):
         around = plain.around(free)
@@ -162,16 +163,6 @@ def check_deviations_see_the_same_flow(case: Case) -> None:
         left = free.residual.max().item()
         assert around.residual(around.initial_state()).max() <= 1e-15
         assert (around.flow(z) - plain.flow(around.state(z))).abs().max() <= 10 * left + 1e-12
-
-
-def check_states_are_in_the_box(case: Case) -> None:
-    for nudge in PHASES:
-        system = case.phase(nudge)
-        for solver in solvers(1e-6, ("euler", "dopri5")):
-            s = settle(system, solver=solver).state
-            slack = 1e-6 * s.abs().max()
-            assert (s >= system.lower - slack).all()
-            assert (s <= system.upper + slack).all()
 
 
 # -- equilibria ---------------------------------------------------------------------------------------
@@ -198,6 +189,8 @@ def check_solvers_agree_in_float32(case: Case) -> None:
             e = settle(system, solver=solver)
             assert e.converged.all(), (nudge, solver)
             assert e.state.dtype == torch.float32
+            slack = 1e-6 * e.state.abs().max()
+            assert ((e.state >= system.lower - slack) & (e.state <= system.upper + slack)).all()
             assert gap(moved(e), moved(reference)) < 1e-5, (nudge, solver)
 
 
@@ -208,18 +201,20 @@ def check_batch_companions_change_nothing(case: Case) -> None:
     alone = dataclasses.replace(case, x=x[:1], labels=case.labels[:1])
     together = dataclasses.replace(case, x=x)
     for nudge in PHASES:
-        for solver in solvers(1e-8, ("euler", "dopri5")):
+        for solver in solvers(1e-7, ("euler", "bosh3")):
             a, b = (settle(c.phase(nudge), solver=solver) for c in (alone, together))
             assert a.converged.all()
             assert b.converged[0], (nudge, solver)
-            assert gap(moved(b)[:1], moved(a)) < 1e-6, (nudge, solver)
+            assert gap(moved(b)[:1], moved(a)) < 1e-5, (nudge, solver)
 
 
 def check_one_step_leaves_an_honest_residual(case: Case) -> None:
     """What has not settled says so, and the residual is that of the state returned."""
+    budgets = {"max_evaluations": 9}
+    hurried = (Sweep(1e-12, max_sweeps=1), ODE(1e-12, "euler", **budgets), ODE(1e-12, **budgets))
     for nudge in PHASES:
         system = case.phase(nudge)
-        for solver in (Sweep(1e-12, max_sweeps=1), ODE(1e-12, "euler", max_evaluations=3), ODE(1e-12, max_evaluations=9)):
+        for solver in hurried:
             if nudge is None and isinstance(solver, Sweep) and isinstance(case.circuit, FeedforwardCircuit):
                 continue  # its free sweep is the forward pass: exact at once
             e = settle(system, solver=solver)
@@ -227,37 +222,36 @@ def check_one_step_leaves_an_honest_residual(case: Case) -> None:
             assert e.settled_fraction < 1
             assert torch.equal(e.residual, system.residual(moved(e)))
             assert torch.equal(e.converged, e.relative_residual <= 1e-12)
-            assert e.evaluations <= 3 * 9
+            assert e.evaluations <= 2 * 9
 
 
 def check_a_huge_step_is_refused_in_one_line(case: Case) -> None:
     for nudge in PHASES:
-        with pytest.raises(SettlingError, match="lower step = 50.0") as caught:
+        with pytest.raises(SettlingError, match=r"lower step = 50\.0") as caught:
             settle(case.phase(nudge), solver=ODE(1e-6, "euler", step=50.0))
         assert "\n" not in str(caught.value)
 
 
 def check_nan_is_refused(case: Case) -> None:
-    for where in (case.params(), {"x": case.x.clone()}):
-        for tensor in where.values():
-            broken = tensor.clone()
-            broken.view(-1)[0] = math.nan
-            name = next(k for k, v in where.items() if v is tensor)
-            params = case.params() | ({} if name == "x" else {name: broken})
-            system = case.circuit.bind(params, broken if name == "x" else case.x)
-            for solver in solvers(1e-6, ("euler", "dopri5")):
-                with pytest.raises(SettlingError, match="NaN"):
-                    settle(system, solver=solver)
+    inputs = {"x": case.x, **case.params()}
+    for name, tensor in inputs.items():
+        broken = tensor.clone()
+        broken.view(-1)[0] = math.nan
+        params = inputs | {name: broken}
+        system = case.circuit.bind(params, params.pop("x"))
+        for solver in solvers(1e-6, ("euler", "dopri5")):
+            with pytest.raises(SettlingError, match="NaN"):
+                settle(system, solver=solver)
 
 
 # -- transients ---------------------------------------------------------------------------------------
 
 
 def check_energy_never_rises(case: Case) -> None:
-    times = torch.linspace(0, 20, 81, dtype=torch.float64)
+    times = torch.linspace(0, 10, 41, dtype=torch.float64)
     for nudge in PHASES:
         system = case.phase(nudge)
-        e = settle(system, solver=ODE(1e-9, rtol=1e-6), save_at=times)
+        e = settle(system, solver=ODE(1e-4, rtol=1e-5), save_at=times)
         energy, state = e.transient.energy, e.transient.state
         fall = energy[0] - energy[-1]
         assert (fall > 0).all()
@@ -271,10 +265,10 @@ def check_energy_never_rises(case: Case) -> None:
 def check_recording_changes_nothing(case: Case) -> None:
     """Neither the equilibrium nor the time at which it settled, whether that is while recording or after."""
     system = case.phase(None)
-    plain = settle(system, solver=ODE(1e-6, rtol=1e-6))
+    plain = settle(system, solver=ODE(1e-5, "bosh3"))
     for span in (0.1 * plain.time.min().item(), 3 * plain.time.max().item()):
-        e = settle(system, solver=ODE(1e-6, rtol=1e-6), save_at=torch.tensor([0, span], dtype=torch.float64))
-        assert gap(e.state, plain.state) < 1e-4
+        e = settle(system, solver=ODE(1e-5, "bosh3"), save_at=torch.tensor([0, span], dtype=torch.float64))
+        assert gap(e.state, plain.state) < 1e-3
         assert gap(e.time, plain.time) < 0.2
 
 
@@ -282,7 +276,7 @@ def check_recording_changes_nothing(case: Case) -> None:
 
 
 def check_fastest_rate_bounds_the_spectrum(case: Case) -> None:
-    """At the equilibrium the flow's eigenvalues lie within it; for one hidden layer it is no more than 3x off."""
+    """At the equilibrium the flow's eigenvalues lie within it; for one hidden layer it is at most 3x off."""
     for nudge in PHASES:
         system = case.phase(nudge)
         z = settle(system, solver=EXACT)
@@ -301,9 +295,10 @@ def check_within_largest_beta_both_signs_settle(case: Case) -> None:
         assert 0 < certified <= measured * (1 + 1e-9)
         for beta in (0.8 * certified, -0.8 * certified):
             nudged = around.nudged(cost(name), case.labels, beta)
-            e, ode = settle(nudged, solver=Sweep(1e-9, 5000)), settle(nudged, solver=ODE(1e-9, "euler"))
-            assert e.converged.all(), (name, beta)
-            assert gap(moved(e), moved(ode)) < 1e-6, (name, beta)
+            sweep, ode = (settle(nudged, solver=solver) for solver in solvers(1e-7, ("euler",)))
+            assert sweep.converged.all(), (name, beta)
+            assert ode.converged.all(), (name, beta)
+            assert gap(moved(sweep), moved(ode)) < 1e-5, (name, beta)
 
 
 circuit_checks = [check for name, check in list(globals().items()) if name.startswith("check_")]
@@ -327,15 +322,12 @@ def slope(betas: list[float], errors: list[float]) -> float:
     return ((x * y).sum() / x.square().sum()).item()
 
 
-def best_beta(case: Case) -> float:
-    """Small enough for a centred error of 1e-6, large enough for the free phase's rounding."""
-    return 1e-4 if case.centred_order == 2 else 1e-6
+def ep(loss_type: str, beta: float, phases: str = "one_sided", solver: Solver = EXACT) -> EPGradient:
+    return EPGradient(loss_type, beta, phases, solver, nudged_tolerance=1e-11)
 
 
-def ep_errors(case: Case, loss_type: str, phases: str, betas: list[float], solver: Solver) -> list[float]:
-    exact = exact_gradient(case, loss_type)
-    strategies = [EPGradient(loss_type, b, phases, solver, nudged_tolerance=1e-11) for b in betas]
-    return [relative(case.gradient(s), exact) for s in strategies]
+def ep_errors(case: Case, loss_type: str, phases: str, betas: list[float], exact: Tensor) -> list[float]:
+    return [relative(case.gradient(ep(loss_type, beta, phases)), exact) for beta in betas]
 
 
 def check_gradient_exact_oracles(case: Case) -> None:
@@ -362,38 +354,34 @@ def check_gradient_exact_oracles(case: Case) -> None:
 def check_gradient_converges_in_beta(case: Case) -> None:
     """Error O(beta) one-sided, O(beta^2) centred (see `Case.centred_order`), down to 1e-6 and below."""
     for loss_type in COSTS:
+        exact = exact_gradient(case, loss_type)
         betas = [case.kink_free * 10.0**-k for k in range(5)]
-        errors = ep_errors(case, loss_type, "one_sided", betas, EXACT)
+        errors = ep_errors(case, loss_type, "one_sided", betas, exact)
         assert slope(betas, errors) == pytest.approx(1, abs=0.05), errors
-        errors = ep_errors(case, loss_type, "centred", betas[:3], EXACT)
+        errors = ep_errors(case, loss_type, "centred", betas[:3], exact)
         assert slope(betas[:3], errors) == pytest.approx(case.centred_order, abs=0.06), errors
-        assert ep_errors(case, loss_type, "centred", [best_beta(case)], EXACT)[0] < 1e-6
-
-
-def check_gradient_on_the_ode_path(case: Case) -> None:
-    """The dynamics lead to the same estimates as the sweeps."""
-    for loss_type in COSTS:
-        for phases in ("one_sided", "centred"):
-            ode, sweep = (
-                case.gradient(EPGradient(loss_type, 1e-3, phases, solver, nudged_tolerance=1e-10))
-                for solver in (ODE(1e-12, "euler"), EXACT)
-            )
-            assert relative(ode, sweep) < 1e-8
-        assert ep_errors(case, loss_type, "centred", [best_beta(case)], ODE(1e-12, "euler"))[0] < 1e-6
+        # small enough for a centred error of 1e-6, large enough for the free phase's rounding
+        beta = 1e-4 if case.centred_order == 2 else 1e-6
+        by_sweeps = case.gradient(ep(loss_type, beta, "centred"))
+        by_dynamics = case.gradient(ep(loss_type, beta, "centred", ODE(1e-11, "euler")))
+        assert relative(by_sweeps, exact) < 1e-6
+        assert relative(by_dynamics, by_sweeps) < 1e-8
 
 
 def check_gradient_survives_float32(case: Case) -> None:
-    """beta = 1e-3 in float32: what rounding adds is small in deviations, and far more where states are subtracted."""
+    """beta = 1e-3 in float32: rounding adds little in deviations, and far more where states are subtracted."""
     beta, low = 1e-3, torch.float32
     for loss_type in COSTS:
         exact = exact_gradient(case, loss_type)
-        in_deviations = case.gradient(EPGradient(loss_type, beta, solver=Sweep(1e-6), nudged_tolerance=1e-5), low)
+        in_deviations = case.gradient(
+            EPGradient(loss_type, beta, solver=Sweep(1e-6), nudged_tolerance=1e-5), low
+        )
         assert torch.cosine_similarity(in_deviations, exact, dim=0) > 0.9999
         system = case.bind(low)
         free = settle(system, solver=Sweep(1e-6))
         nudged = system.nudged(cost(loss_type), case.labels, beta)
         subtracted = flat(nudged.contrast(free, settle(nudged, free.state, Sweep(1e-6))))
-        unrounded = case.gradient(EPGradient(loss_type, beta, solver=EXACT, nudged_tolerance=1e-11))
+        unrounded = case.gradient(ep(loss_type, beta))
         assert relative(in_deviations, unrounded) < 2e-5
         assert relative(subtracted, unrounded) > 3 * relative(in_deviations, unrounded)
 
@@ -412,7 +400,6 @@ def check_one_sweep_is_backprop_or_refused(case: Case) -> None:
 gradient_checks = [
     check_gradient_exact_oracles,
     check_gradient_converges_in_beta,
-    check_gradient_on_the_ode_path,
     check_gradient_survives_float32,
     check_one_sweep_is_backprop_or_refused,
 ]

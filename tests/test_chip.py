@@ -107,7 +107,7 @@ def test_programming_replaces_the_weights():
 
 
 def test_written_pulses_are_counted_per_device():
-    """3 pulses on all of W1 (6 x 4), 1 on one weight of W2 (3 x 6): (2 x 24 x 3 + 2 x 1) / (2 x (24 + 18))."""
+    """3 pulses on all of W1 (6 x 4), 1 on one weight of W2 (3 x 6): (2 24 3 + 2) / (2 (24 + 18))."""
     chip = chip_of("levels-8bit")
     deltas = {name: torch.zeros_like(chip.circuit.params()[name]) for name in chip.crossbars}
     assert chip.pulses_per_device == 0

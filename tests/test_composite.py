@@ -54,27 +54,29 @@ def same_parameters(a: nn.Module, b: nn.Module) -> bool:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_xor_is_learnt_to_the_last_sample(seed):
-    model = network((2, 16, 2), seed)
-    optimizer = smep(model.parameters(), model=model, lr=0.05, mode="ep")
-    for _ in range(150):
-        optimizer.step(x=XOR[0], target=XOR[1])
-    assert torch.equal(model(XOR[0]).argmax(1), XOR[1])
-    assert cross_entropy(model, *XOR) < 0.1
+    """100 % at the default bound on the weights, and confidently where gamma leaves room for it."""
+    for gamma, cost in ((2.0, 0.5), (5.0, 0.05)):
+        model = network((2, 16, 2), seed)
+        optimizer = smep(model.parameters(), model=model, lr=0.05, mode="ep", gamma=gamma)
+        for _ in range(100):
+            optimizer.step(x=XOR[0], target=XOR[1])
+        assert torch.equal(model(XOR[0]).argmax(1), XOR[1])
+        assert cross_entropy(model, *XOR) < cost
 
 
 GRADIENTS = {
     "ep": EPGradient(),
     "centred": EPGradient(phases="centred"),
     "one_sweep": EPGradient(phases="one_sweep"),
-    "euler": EPGradient(settle_steps=60),
+    "euler": EPGradient(settle_steps=100, settle_lr=0.05),
     "backprop": BackpropGradient(),
     "implicit": ImplicitGradient(),
 }
 UPDATES = {
-    "plain": (PlainUpdate(), 0.05),
-    "adam": (AdamUpdate(), 0.01),
-    "muon": (MuonUpdate(), 0.02),
-    "dion": (DionUpdate(2, dion_thresh=0), 0.02),
+    "plain": (PlainUpdate(), 0.1),
+    "adam": (AdamUpdate(), 0.03),
+    "muon": (MuonUpdate(), 0.05),
+    "dion": (DionUpdate(2, dion_thresh=0), 0.05),
 }
 
 
@@ -89,22 +91,22 @@ def test_every_update_learns(update):
 
 
 def learns(gradient, update, lr: float) -> None:
-    """The cost falls below a third in 60 steps, and step() returns it as it was before the step."""
+    """The cost halves in 25 steps, and step() returns it as it was before the step."""
     model, (x, y) = network(), toy()
     before = cross_entropy(model, x, y)
     optimizer = CompositeOptimizer(model.parameters(), gradient, update, lr=lr, model=model)
-    losses = [optimizer.step(x=x, target=y).item() for _ in range(60)]
+    losses = [optimizer.step(x=x, target=y).item() for _ in range(25)]
     if gradient != GRADIENTS["euler"]:  # whose output is not quite the forward pass
         assert losses[0] == pytest.approx(before, rel=1e-5)
-    assert cross_entropy(model, x, y) < before / 3
+    assert cross_entropy(model, x, y) < before / 2
 
 
 def test_a_hopfield_network_learns():
     circuit, (x, y) = HopfieldCircuit((4, 32, 3), rng=generator()), toy()
     gradient = EPGradient(beta=0.3, phases="centred")
-    optimizer = CompositeOptimizer(circuit.parameters(), gradient, AdamUpdate(), lr=0.01, model=circuit)
-    losses = [optimizer.step(x=x, target=y).item() for _ in range(60)]
-    assert losses[-1] < losses[0] / 3
+    optimizer = CompositeOptimizer(circuit.parameters(), gradient, AdamUpdate(), lr=0.03, model=circuit)
+    losses = [optimizer.step(x=x, target=y).item() for _ in range(25)]
+    assert losses[-1] < losses[0] / 2
 
 
 def test_targets_may_be_values():

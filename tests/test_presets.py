@@ -21,13 +21,13 @@ from mep_sim.optimizers.strategies.gradient import SETTLE_LR
 from tests.device_conformance import generator
 
 
-@pytest.fixture()
+@pytest.fixture
 def model() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10))
 
 
-@pytest.fixture()
+@pytest.fixture
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
     """Ten noisy prototypes."""
     rng = generator()
@@ -35,13 +35,13 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(10, 784, generator=rng)[y] + 0.3 * torch.randn(60, 784, generator=rng), y
 
 
-def falls(optimizer: CompositeOptimizer, model: nn.Module, batch, steps: int = 8) -> bool:
+def falls(optimizer: CompositeOptimizer, model: nn.Module, batch, steps: int = 20) -> bool:
     x, y = batch
     with torch.no_grad():
         before = nn.functional.cross_entropy(model(x), y).item()
         for _ in range(steps):
             optimizer.step(x=x, target=y)
-        return nn.functional.cross_entropy(model(x), y).item() < 0.5 * before
+        return nn.functional.cross_entropy(model(x), y).item() < 0.3 * before
 
 
 # -- the predecessor's README, with the import changed -----------------------------------------------

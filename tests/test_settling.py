@@ -34,7 +34,7 @@ def test_every_ode_method_settles_a_batch_whatever_the_companions(method, nudge)
 
 @pytest.mark.parametrize(
     ("method", "step", "allowed"),
-    [("euler", 1e-3, 1e-3), ("rk4", 0.1, 1e-6), ("dopri5", None, 1e-6), ("dopri8", 0.5, 1e-6)],
+    [("euler", 1e-2, 2e-3), ("rk4", 0.1, 1e-6), ("dopri5", None, 1e-6), ("dopri8", 0.5, 5e-6)],
 )
 def test_a_single_unit_follows_its_exponential(method, step, allowed):
     """ds/dt = b + W x - s from 0: s* (1 - exp(-t)), as a capacitor charges through a resistor."""
@@ -44,7 +44,9 @@ def test_a_single_unit_follows_its_exponential(method, step, allowed):
     expected = system.drive * (1 - torch.exp(-times))[:, None, None]
     assert e.converged.all()
     assert gap(e.transient.state, expected) < allowed
-    assert gap(e.transient.residual, (system.drive * torch.exp(-times)[:, None, None]).abs().amax(2)) < allowed
+    assert (
+        gap(e.transient.residual, (system.drive * torch.exp(-times)[:, None, None]).abs().amax(2)) < allowed
+    )
 
 
 def test_settling_time_is_when_the_exponential_reaches_the_tolerance():
@@ -116,9 +118,11 @@ def test_a_nudge_of_no_strength_is_refused(beta):
 
 
 def test_a_diverging_nudge_is_reported_not_returned():
-    """Far beyond its bound the nudged energy has no minimum: the dynamics run away."""
-    with pytest.raises(SettlingError, match="lower |beta|"):
-        settle(CASES["hopfield-linear"]().phase("mse", beta=-3.0), solver=ODE(1e-6))
+    """Far beyond its bound the nudged energy has no minimum: the dynamics run away, or out of their budget."""
+    runaway = CASES["hopfield-linear"]().phase("mse", beta=-3.0)
+    with pytest.raises(SettlingError, match=r"lower \|beta\|"):
+        settle(runaway, solver=ODE(1e-6, "euler"))
+    assert not settle(runaway, solver=ODE(1e-6, max_evaluations=500)).converged.any()
 
 
 @pytest.mark.cuda

@@ -158,6 +158,7 @@ class BackpropGradient(GradientStrategy):
             raise ValueError(
                 f"{type(circuit).__name__} has no forward pass to differentiate; use ImplicitGradient"
             )
+        x = circuit.check_input(x, circuit.features)
         with torch.enable_grad():
             params = {name: p.detach().requires_grad_() for name, p in read().items()}
             output = torch.func.functional_call(circuit, params, (x,))

@@ -1,0 +1,139 @@
+"""Costs: gradients against autograd, the nudged output's own equilibrium, precision, targets."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from circuits import cost
+
+NAMES = ("mse", "cross_entropy")
+few = settings(max_examples=60, deadline=None)
+
+
+def outputs(rng, batch=6, classes=4, spread=2.0):
+    return spread * torch.randn(batch, classes, generator=rng, dtype=torch.float64)
+
+
+def targets(rng, kind, output):
+    if kind == "values":
+        return torch.rand(output.shape, generator=rng, dtype=torch.float64)  # sums to anything
+    if kind == "distribution":
+        return torch.softmax(torch.randn(output.shape, generator=rng, dtype=torch.float64), 1)
+    return torch.randint(output.shape[1], output.shape[:1], generator=rng)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["classes", "distribution"])
+def test_gradient_and_curvature_against_autograd(name, kind, rng):
+    c, output = cost(name), outputs(rng)
+    target = c.target(targets(rng, kind, output), output)
+    o = output.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(c.value(o, target).sum(), o)
+    assert torch.allclose(c.gradient(output, target), gradient, rtol=1e-12, atol=1e-14)
+    for row, y in zip(output, target, strict=True):
+        hessian = torch.autograd.functional.hessian(lambda o, y=y: c.value(o[None], y[None]).sum(), row)
+        assert torch.linalg.eigvalsh(hessian)[-1] <= c.curvature * (1 + 1e-12)
+
+
+def test_values_are_torchs_own(rng):
+    output = outputs(rng)
+    labels, values = targets(rng, "classes", output), targets(rng, "values", output)
+    c = cost("cross_entropy")
+    expected = F.cross_entropy(output, labels, reduction="none")
+    assert torch.allclose(c.value(output, c.target(labels, output)), expected, rtol=1e-13)
+    expected = 0.5 * F.mse_loss(output, values, reduction="none").sum(1)
+    assert torch.allclose(cost("mse").value(output, values), expected, rtol=1e-13)
+
+
+def test_curvature_of_the_cross_entropy_is_reached():
+    """diag(p) - p p' has the eigenvalue 1/2 at p = (1/2, 1/2)."""
+    c, y = cost("cross_entropy"), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    o = torch.zeros(2, dtype=torch.float64)
+    hessian = torch.autograd.functional.hessian(lambda o: c.value(o[None], y).sum(), o)
+    assert torch.linalg.eigvalsh(hessian)[-1].item() == pytest.approx(c.curvature)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@few
+@given(
+    seed=st.integers(0, 2**16),
+    share=st.floats(-0.8, 2.0),
+    spread=st.sampled_from((0.1, 1.0, 5.0, 40.0)),
+    kind=st.sampled_from(("classes", "distribution")),
+    centred=st.booleans(),
+)
+def test_relax_solves_its_equation(name, seed, share, spread, kind, centred):
+    """d = pull - beta C'(origin + d), for beta C'' anywhere in (-.8, 2)."""
+    rng, c = torch.Generator().manual_seed(seed), cost(name)
+    pull, origin = outputs(rng, spread=spread), outputs(rng, spread=spread)
+    if not centred:
+        origin = 0.0
+    beta = share / c.curvature
+    target = c.target(targets(rng, kind, pull), pull)
+    d = c.relax(pull, origin, target, beta)
+    miss = d - pull + beta * c.gradient(origin + d, target)
+    assert miss.abs().max() <= 1e-10 * (1 + pull.abs().max())
+
+
+def test_relax_where_beta_minus_one_meets_certainty():
+    """1 + beta p vanishes there; the solution is still unique, as |beta| C'' = 1/2."""
+    c = cost("cross_entropy")
+    for dtype, allowed in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
+        pull = torch.tensor([[60.0, 0.0, 0.0], [0.0, 60.0, 0.0], [1.0, 2.0, 3.0]], dtype=dtype)
+        y = c.target(torch.tensor([0, 0, 0]), pull)
+        d = c.relax(pull, 0.0, y, -1.0)
+        assert (d - pull - c.gradient(d, y)).abs().max() < allowed
+
+
+@pytest.mark.parametrize("gap", [5.0, 12.0, 20.0, 40.0, 80.0])
+def test_cross_entropy_gradient_near_certainty_keeps_its_digits_in_float32(gap):
+    """1 - p of the right class would round to zero; every entry keeps float32's relative precision."""
+    c = cost("cross_entropy")
+    output = torch.tensor([[gap, 0.0, 0.5, -1.0]])
+    target = c.target(torch.tensor([0]), output)
+    others = torch.exp(output[:, 1:].double() - gap)
+    others = others / (1 + others.sum())
+    expected = torch.cat([-others.sum(1, keepdim=True), others], 1)
+    error = (c.gradient(output, target).double() - expected).abs() / expected.abs()
+    assert error.max() < 2e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_relax_around_an_origin_resolves_a_tiny_nudge_in_float32(name, rng):
+    """beta = 1e-6: the deviation has float32's relative precision, which no difference of states would have."""
+    c, beta = cost(name), 1e-6
+    origin = outputs(rng)
+    target = c.target(targets(rng, "classes", origin), origin)
+    expected = c.relax(torch.zeros_like(origin), origin, target, beta)
+    origin32, target32 = origin.float(), target.float()
+    d = c.relax(torch.zeros_like(origin32), origin32, target32, beta)
+    assert ((d - expected).abs().amax(1) / expected.abs().amax(1)).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_targets(name):
+    c, output = cost(name), torch.zeros(3, 4)
+    one_hot = torch.tensor([[0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=torch.float32)
+    assert torch.equal(c.target(torch.tensor([2, 0, 3]), output), one_hot)
+    assert torch.equal(c.target(one_hot.double(), output), one_hot)
+    for wrong in (
+        torch.zeros(3),
+        torch.zeros(3, 5),
+        torch.zeros(4, 4),
+        torch.zeros(3, 4, 1),
+        torch.zeros(()),
+    ):
+        with pytest.raises(ValueError, match="give int64 class indices"):
+            c.target(wrong, output)
+    with pytest.raises(ValueError, match="2 targets for 3 inputs"):
+        c.target(torch.tensor([0, 1]), output)
+    for beyond in (4, -1):
+        with pytest.raises(ValueError, match="is none of 0 to 3"):
+            c.target(torch.tensor([0, beyond, 1]), output)
+
+
+def test_unknown_cost_lists_the_known():
+    with pytest.raises(ValueError, match=r"unknown cost 'hinge'.*cross_entropy, mse"):
+        cost("hinge")
