@@ -40,8 +40,9 @@ def _relu_difference(a: Tensor, delta: Tensor) -> Tensor:
 
 def _tanh_difference(a: Tensor, delta: Tensor) -> Tensor:
     # addition theorem: tanh(a + d) - tanh(a) = (1 - t^2) tanh(d) / (1 + t tanh(d)), t = tanh(a)
-    t, u = torch.tanh(a), torch.tanh(delta)
-    return (1 - t * t) * u / (1 + t * u)
+    # while delta is small; from one saturation to the other it is 0 / 0, and subtracting loses nothing
+    t, u = torch.tanh(a), torch.tanh(delta.clamp(-1, 1))
+    return torch.where(delta.abs() < 1, (1 - t * t) * u / (1 + t * u), torch.tanh(a + delta) - t)
 
 
 def _softplus_difference(a: Tensor, delta: Tensor) -> Tensor:

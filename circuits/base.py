@@ -126,8 +126,9 @@ class System(ABC):
         """-dE/ds, shape (B, n), written out by hand."""
 
     @abstractmethod
-    def sweeps(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Endless layer-wise minimisation from z: yields (next z, largest change per sample (B,))."""
+    def sweeps(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Endless layer-wise minimisation from z: yields (next z, largest change per sample (B,)), with None
+        for a change that was not looked at."""
 
     @abstractmethod
     def contrast(self, free: Equilibrium, nudged: Equilibrium) -> Params:

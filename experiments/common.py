@@ -14,11 +14,12 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mep_sim.settling import SettlingError
 
-# a pipe has no width to fit a table in
-console = Console(width=None if sys.stdout.isatty() else 140)
+# a pipe has no width to fit a table in; what is printed names paths, whose brackets are no markup
+console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)
 C = TypeVar("C", bound="Options")
 
 
@@ -67,7 +68,7 @@ def launch(config: type[C], run: Callable[[C], object]) -> None:
         torch.set_num_threads(options.threads)
         run(options)
     except (ValueError, OSError, SettlingError) as error:
-        console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        console.print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("interrupted; --resume goes on from the last checkpoint")
@@ -82,7 +83,8 @@ def print_table(title: str, rows: Sequence[Mapping[str, object]], formats: Mappi
     """Print rows; `formats` maps each column to a format spec. What is None or nan shows as a dash."""
     table = Table(title=title, title_justify="left")
     for column in formats:
-        table.add_column(column, justify="left" if formats[column] == "" else "right", no_wrap=formats[column] == "")
+        words = formats[column] == ""
+        table.add_column(column, justify="left" if words else "right", no_wrap=words, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(column), spec) for column, spec in formats.items()))
     console.print(table)

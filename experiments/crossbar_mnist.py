@@ -7,6 +7,7 @@ the update rule of the chip. The run leaves a table, pictures and an HDF5 trace 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,11 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import devices
+from circuits import EnergyCircuit, FeedforwardCircuit, HopfieldCircuit
 from circuits.chip import Chip
 from experiments import figures, recording
 from experiments.common import Options, console, generator, launch, print_table
-from experiments.learner import Learner, make_circuit, update_rule
+from experiments.learner import Learner, update_rule
 from mep_sim import checkpoint
 from mep_sim.checkpoint import RunFolder
 from mep_sim.data import Dataset, load
@@ -60,6 +62,8 @@ class Config(Options):
     """All layer sizes, input and output included; overrides hidden and must match the data."""
     activation: str = "relu"
     """Hidden activation of the feedforward circuit: relu, softplus, gelu, tanh, sigmoid."""
+    box: tuple[float, float] = (0.0, 4.0)
+    """Interval of the Hopfield circuit's hidden states; a higher ceiling than 1 saturates fewer units."""
     constrain: bool = True
     """Hold ReLU states at s >= 0, without which deep nudged phases never settle."""
 
@@ -103,7 +107,7 @@ class Config(Options):
     """Gradient carry."""
     gamma: float = 2.0
     """Bound on the largest singular value of every weight matrix; 0 for none."""
-    adam_lr: float = 1e-3
+    adam_lr: float = 4e-3
     """Learning rate of the backprop-Adam baseline."""
 
     def __post_init__(self) -> None:
@@ -115,11 +119,11 @@ class Config(Options):
             raise ValueError(f"read_noise = {self.read_noise}; choose a share of the window in [0, 1)")
         if self.gamma < 0:
             raise ValueError(f"gamma = {self.gamma}; choose gamma > 0, or 0 for no bound")
-        if self.step_seconds < 0:
+        if not 0 <= self.step_seconds < math.inf:
             raise ValueError(f"step_seconds = {self.step_seconds}; choose a time >= 0 s")
         for lr in (self.lr, self.adam_lr):
-            if lr is not None and not lr > 0:
-                raise ValueError(f"lr = {lr}; choose a learning rate > 0, such as 0.01")
+            if lr is not None and not 0 < lr < math.inf:
+                raise ValueError(f"lr = {lr}; choose a finite learning rate > 0, such as 0.01")
 
     def shrunk(self) -> Config:
         """The --smoke size of this run."""
@@ -131,12 +135,29 @@ class Config(Options):
         data = load(self.dataset, samples=self.samples, seed=self.seed)
         if self.samples is None:  # any prefix of the training part is a stratified sample
             data = dataclasses.replace(data, train_x=data.train_x[:10_000], train_y=data.train_y[:10_000])
+        for part in ("train_x", "validation_x", "test_x"):
+            if not getattr(data, part).isfinite().all():
+                raise ValueError(f"{part} holds NaN or infinite pixels; check where they came from: {data.source}")
         return data.to(self.device)
+
+    def identity(self) -> dict:
+        """The options, and the settings of the cell itself: a device file can change under its name."""
+        cell = self.memory_cell()
+        return {**super().identity(), "cell_settings": None if cell is None else dataclasses.asdict(cell)}
 
     def settling(self) -> Solver:
         if self.solver == "sweep":
             return Sweep(self.free_tolerance, max_sweeps=self.max_evaluations)
         return ODE(self.free_tolerance, method=self.solver, max_evaluations=self.max_evaluations)
+
+    def network(self, kind: str, sizes: tuple[int, ...]) -> EnergyCircuit:
+        """A fresh feedforward or hopfield circuit of these layer sizes."""
+        rng = generator(self.seed)
+        if kind == "feedforward":
+            return FeedforwardCircuit.from_sizes(sizes, self.activation, rng=rng, constrain=self.constrain)
+        if kind == "hopfield":
+            return HopfieldCircuit(sizes, self.box, rng=rng)
+        raise ValueError(f"unknown circuit {kind!r}; choose feedforward or hopfield")
 
     def memory_cell(self) -> devices.Device | None:
         """The cell with its overrides, or None for ideal weights."""
@@ -176,9 +197,12 @@ def run(config: Config) -> Results:
     """Train the chip and its baselines, or go on doing so; writes the run folder."""
     config = config.shrunk()
     data = config.data()
+    config = dataclasses.replace(config, dataset=data.name)  # what auto has found is what a resumed run needs
     learners = make_learners(config, data)
+    for learner in learners:
+        learner.rehearse(data.train_x[:8], data.train_y[:8])
     folder = RunFolder.open(config.folder("crossbar_mnist"), config.identity(), config.resume)
-    say = partial(console.print, soft_wrap=True, highlight=False)
+    say = partial(console.print, soft_wrap=True)
     say(f"data: {data.source}; training on {len(data.train_x)} samples")
     say(f"cell: {'ideal weights' if config.cell == 'none' else config.cell}; settling: {config.settling()}")
     with _begin(config, folder, learners) as trace:
@@ -214,7 +238,7 @@ def make_learners(config: Config, data: Dataset) -> list[Learner]:
     bound = SpectralConstraint(config.gamma) if config.gamma else NoConstraint()
 
     def learner(name: str, kind: str, gradient: GradientStrategy, cell: devices.Device | None, **strategies) -> Learner:
-        circuit = make_circuit(kind, sizes, config.activation, config.constrain, generator(config.seed)).to(config.device)
+        circuit = config.network(kind, sizes).to(config.device)
         chip = None
         if cell is not None:
             rng = generator(config.seed + 1, config.device)
@@ -281,7 +305,7 @@ def _begin(config: Config, folder: RunFolder, learners: list[Learner]) -> Trace:
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 

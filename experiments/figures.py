@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -66,8 +65,8 @@ def settling(path: Path, series: dict[str, np.ndarray]) -> None:
         for name, colour in (("free_residual", FREE), ("nudged_residual", NUDGED)):
             if np.isfinite(series[name]).any():
                 left.semilogy(series["step"], series[name], lw=0.8, color=colour, label=name.replace("_", " "))
+                left.legend(frameon=False)
         left.set(xlabel="step", ylabel="relative residual")
-        left.legend(frameon=False)
         right.plot(series["step"], series["evaluations"], lw=0.8, color="0.3", label="evaluations")
         right.plot(series["step"], series["time"], lw=0.8, color=FREE, label="simulated time (time constants)")
         right.set(xlabel="step", ylabel="per settle", ylim=(0, None))
@@ -75,32 +74,33 @@ def settling(path: Path, series: dict[str, np.ndarray]) -> None:
 
 
 def transient(path: Path, t: dict[str, np.ndarray], sizes: tuple[int, ...]) -> None:
-    """One sample settling, free and then nudged: hidden units, output units, energy and residual."""
-    time, state = t["time"], t["state"][:, 0]
-    nudge = time[np.argmax(t["beta"] > 0)]
-    with _figure(path, 2, 2, (10, 5.6)) as axes:
-        hidden, output, energy, residual = axes.flat
-        busiest = np.argsort(-np.abs(state[-1, : -sizes[-1]]))[:12]
-        hidden.plot(time, state[:, busiest], lw=0.9)
-        hidden.set(title="hidden units (the 12 most active)", ylabel="state")
-        target = int(t["target"][0])
-        for unit, trajectory in enumerate(state[:, -sizes[-1] :].T):
-            chosen = unit == target
-            output.plot(time, trajectory, lw=2 if chosen else 0.8, color=NUDGED if chosen else "0.6")
-        output.set(title=f"output units (target {target} in colour)")
-        _by_phase(energy, t, nudge, "energy", logarithmic=False)
-        energy.set(title="energy (after the nudge: with beta C)", xlabel="time (time constants)", ylabel="energy")
-        _by_phase(residual, t, nudge, "residual", logarithmic=True)
-        residual.set(title="projected force", xlabel="time (time constants)")
-        for ax in axes.flat:
-            ax.axvline(nudge, color="0.7", lw=0.8, ls=":")
-
-
-def _by_phase(ax: Axes, t: dict[str, np.ndarray], nudge: float, name: str, logarithmic: bool) -> None:
-    draw = ax.semilogy if logarithmic else ax.plot
-    for label, colour, part in (("free", FREE, t["time"] < nudge), ("nudged", NUDGED, t["time"] >= nudge)):
-        draw(t["time"][part], t[name][part, 0], color=colour, label=label)
-    ax.legend(frameon=False)
+    """The sample that its nudge moves most, settling free (from s = 0) and then nudged: units, energy, force."""
+    time, outputs = t["time"], sizes[-1]
+    begin = int(np.argmax(t["beta"] > 0))
+    free, nudged = slice(0, begin), slice(begin, None)
+    chosen = int(np.argmax(np.abs(t["state"][-1] - t["state"][begin]).max(1)))
+    state, target = t["state"][:, chosen], int(t["target"][chosen])
+    moved = state[nudged] - state[begin]
+    busiest = np.argsort(-np.abs(state[-1, :-outputs]))[:12]
+    colours = [NUDGED if unit == target else "0.6" for unit in range(outputs)]
+    with _figure(path, 2, 3, (12, 5.6)) as axes:
+        hidden, output, energy, hidden_moved, output_moved, force = axes.flat
+        hidden.plot(time[free], state[free][:, busiest], lw=0.9)
+        hidden.set(title="free: the 12 most active hidden units", ylabel="state")
+        hidden_moved.plot(time[nudged], moved[:, busiest], lw=0.9)
+        hidden_moved.set(title="nudged: the same units", ylabel="state minus free state")
+        for ax, rows, trajectories in ((output, free, state[free, -outputs:]), (output_moved, nudged, moved[:, -outputs:])):
+            for colour, trajectory in zip(colours, trajectories.T, strict=True):
+                ax.plot(time[rows], trajectory, lw=0.9 if colour == "0.6" else 2, color=colour)
+        output.set(title=f"free: output units (target {target} in colour)")
+        output_moved.set(title="nudged: the same units")
+        for ax, name, title in ((energy, "energy", "energy, beta C included"), (force, "residual", "projected force")):
+            for label, colour, rows in (("free", FREE, free), ("nudged", NUDGED, nudged)):
+                ax.semilogy(time[rows], t[name][rows, chosen].clip(1e-12), color=colour, label=label)
+            ax.set(title=title)
+            ax.legend(frameon=False)
+        for ax in (hidden_moved, output_moved, force):
+            ax.set(xlabel="time (time constants)")
 
 
 def conductance_maps(path: Path, arrays: dict[str, dict[str, np.ndarray]], window: tuple[float, float]) -> None:
@@ -115,8 +115,8 @@ def conductance_maps(path: Path, arrays: dict[str, dict[str, np.ndarray]], windo
             ax.figure.colorbar(image, ax=row[1], label="µS")
             bins = np.linspace(low, high, 60)
             row[2].hist(1e6 * pair["plus"][0].ravel(), bins, histtype="step", color="0.5", label="G+ before")
-            for side, colour in (("plus", NUDGED), ("minus", FREE)):
-                row[2].hist(1e6 * pair[side][-1].ravel(), bins, histtype="step", color=colour, label=f"G {side} after")
+            for side, sign, colour in (("plus", "+", NUDGED), ("minus", "−", FREE)):
+                row[2].hist(1e6 * pair[side][-1].ravel(), bins, histtype="step", color=colour, label=f"G{sign} after")
             row[2].set(xlabel="conductance (µS)", ylabel="cells", yscale="log")
             row[2].legend(frameon=False, fontsize=8)
 

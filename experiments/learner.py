@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from circuits import EnergyCircuit, FeedforwardCircuit, HopfieldCircuit
+from circuits import EnergyCircuit
 from circuits.chip import Chip
 from mep_sim.data import batches
 from mep_sim.monitor import StepMetrics, metrics_of
@@ -29,15 +29,6 @@ def update_rule(name: str) -> tuple[UpdateStrategy, float]:
     if name not in UPDATES:
         raise ValueError(f"unknown update {name!r}; choose one of {', '.join(UPDATES)}")
     return UPDATES[name]
-
-
-def make_circuit(kind: str, sizes: Sequence[int], hidden: str, constrain: bool, rng: torch.Generator) -> EnergyCircuit:
-    """A fresh "feedforward" or "hopfield" circuit of these layer sizes."""
-    if kind == "feedforward":
-        return FeedforwardCircuit.from_sizes(sizes, hidden, rng=rng, constrain=constrain)
-    if kind == "hopfield":
-        return HopfieldCircuit(sizes, rng=rng)
-    raise ValueError(f"unknown circuit {kind!r}; choose feedforward or hopfield")
 
 
 class Learner:
@@ -70,6 +61,12 @@ class Learner:
     def chip(self) -> Chip | None:
         return self.optimizer.chip
 
+    def rehearse(self, x: Tensor, y: Tensor) -> None:
+        """Estimate one gradient at (x, y) and keep nothing of it: what cannot work fails before a run begins."""
+        gradient = self.optimizer.gradient.estimate(self.circuit, self.circuit.params, x, y).gradient
+        if not all(g.isfinite().all() for g in gradient.values()):
+            raise ValueError(f"{self.name}: the first gradient is not finite; lower beta or w_range")
+
     def train_epoch(self, x: Tensor, y: Tensor) -> Iterator[tuple[int, StepMetrics]]:
         """One pass over the data; yields (step, metrics) after each step. x (N, d), y (N,)."""
         per_epoch = -(-len(x) // self.batch_size)
@@ -79,7 +76,11 @@ class Learner:
                 group["lr"] = rate
             if self.chip is not None:
                 self.chip.t_seconds += self.step_seconds
-            self.optimizer.step(x=batch, target=target)
+            try:
+                self.optimizer.step(x=batch, target=target)
+            except torch.linalg.LinAlgError as error:
+                where = f"{self.name} diverged at step {self.steps + 1}"
+                raise ValueError(f"{where}: lower lr = {self.lr}, beta or w_range") from error
             self.steps += 1
             yield self.steps, metrics_of(self.optimizer)
 

@@ -28,6 +28,7 @@ EPOCH_SERIES = {
     "pulses_per_device": Variable("1", "pulses per memory cell so far"),
 }
 TRANSIENT_SAMPLES, TRANSIENT_POINTS = 4, 81
+UNSETTLED_TIME = 100.0  # time constants shown where no sample settles
 
 
 def slug(name: str) -> str:
@@ -104,7 +105,9 @@ def transient(trace: Trace, learner: Learner, number: int, x: Tensor, target: Te
     accurate = ODE(1e-4, method="dopri5", rtol=1e-4)
     system = learner.circuit.bind({k: p.detach() for k, p in learner.circuit.params().items()}, x)
     free = settle(system, solver=accurate)
-    times = torch.linspace(0, 1.1 * free.time[free.time.isfinite()].max().item() + 1, TRANSIENT_POINTS, dtype=torch.float64)
+    settled = free.time[free.time.isfinite()]  # what does not settle is shown for as long as what does
+    end = 1.1 * settled.max().item() + 1 if len(settled) else UNSETTLED_TIME
+    times = torch.linspace(0, end, TRANSIENT_POINTS, dtype=torch.float64)
     free = settle(system, solver=accurate, save_at=times)
     nudged = settle(
         system.nudged(cost(gradient.loss_type), target, gradient.beta), free, accurate, save_at=times

@@ -116,7 +116,8 @@ def _sweep(system: System, z: Tensor, solver: Sweep) -> Equilibrium:
     for count, (z, change) in enumerate(system.sweeps(z), start=1):  # noqa: B007, B020
         if count >= solver.max_sweeps:
             break
-        if count % look_every == 0 and bool((change <= solver.tolerance * _scale(z)).all()):
+        looked = change is not None and count % look_every == 0
+        if looked and bool((change <= solver.tolerance * _scale(z)).all()):
             break
     return _report(system, z, solver, count, torch.zeros(len(z), device=z.device))
 

@@ -155,7 +155,7 @@ def check_force_is_minus_the_energy_gradient(case: Case) -> None:
 
 
 def check_deviations_see_the_same_flow(case: Case) -> None:
-    """In deviations the flow differs by no more than the free residual that was dropped; at zero it is zero."""
+    """In deviations the flow differs by at most the free residual that was dropped; at zero it is zero."""
     plain = case.bind()
     for free in (settle(plain, solver=EXACT), settle(plain, solver=ODE(1e-4, "euler"))):
         around = plain.around(free)
@@ -201,7 +201,7 @@ def check_batch_companions_change_nothing(case: Case) -> None:
     alone = dataclasses.replace(case, x=x[:1], labels=case.labels[:1])
     together = dataclasses.replace(case, x=x)
     for nudge in PHASES:
-        for solver in solvers(1e-7, ("euler", "bosh3")):
+        for solver in solvers(1e-7, ("euler",)):
             a, b = (settle(c.phase(nudge), solver=solver) for c in (alone, together))
             assert a.converged.all()
             assert b.converged[0], (nudge, solver)
@@ -221,7 +221,10 @@ def check_one_step_leaves_an_honest_residual(case: Case) -> None:
             assert not e.converged.all()
             assert e.settled_fraction < 1
             assert torch.equal(e.residual, system.residual(moved(e)))
-            assert torch.equal(e.converged, e.relative_residual <= 1e-12)
+            # asked for just what its best sample has, the same run reports that sample alone
+            best = e.relative_residual.min().item() * 1.001
+            again = settle(system, solver=dataclasses.replace(solver, tolerance=min(best, 0.5)))
+            assert torch.equal(again.converged, e.relative_residual <= min(best, 0.5))
             assert e.evaluations <= 2 * 9
 
 
@@ -260,6 +263,17 @@ def check_energy_never_rises(case: Case) -> None:
         assert torch.equal(state[0], system.state(system.initial_state()))
         assert (e.transient.residual[-1] < e.transient.residual[0]).all()
         assert e.converged.all()
+
+
+def check_companions_do_not_blur_a_transient(case: Case) -> None:
+    """Steps are judged on each sample's own scale, whatever the scale of its companions."""
+    times = torch.linspace(0, 3, 7, dtype=torch.float64)
+    x = case.x.clone()
+    x[-1] *= 1e3
+    together = dataclasses.replace(case, x=x)
+    a, b = (settle(c.bind(), solver=ODE(1e-3, rtol=1e-6), save_at=times).transient for c in (case, together))
+    for i in range(len(x) - 1):
+        assert gap(b.state[:, i], a.state[:, i]) < 1e-4
 
 
 def check_recording_changes_nothing(case: Case) -> None:
@@ -330,6 +344,20 @@ def ep_errors(case: Case, loss_type: str, phases: str, betas: list[float], exact
     return [relative(case.gradient(ep(loss_type, beta, phases)), exact) for beta in betas]
 
 
+def check_contrast_is_the_energies_derivative(case: Case) -> None:
+    """(dE/dtheta at the nudged state - at the free state) / beta by autograd, at a beta that is not small."""
+    plain = case.bind()
+    free = settle(plain, solver=EXACT)
+    for loss_type in COSTS:
+        phase = case.phase(loss_type)
+        nudged = settle(phase, solver=Sweep(1e-8))
+        params = {name: p.requires_grad_() for name, p in case.params().items()}
+        system = case.circuit.bind(params, case.x)
+        lowered = (system.energy(nudged.state) - system.energy(free.state)).mean() / BETA
+        expected = dict(zip(params, torch.autograd.grad(lowered, list(params.values())), strict=True))
+        assert relative(flat(phase.contrast(free, nudged)), flat(expected)) < 1e-11
+
+
 def check_gradient_exact_oracles(case: Case) -> None:
     """The implicit gradient is the derivative of the settled cost: by backprop, and by finite differences."""
     for loss_type in COSTS:
@@ -369,7 +397,7 @@ def check_gradient_converges_in_beta(case: Case) -> None:
 
 
 def check_gradient_survives_float32(case: Case) -> None:
-    """beta = 1e-3 in float32: rounding adds little in deviations, and far more where states are subtracted."""
+    """beta = 1e-3 in float32: rounding adds little in deviations, far more where states are subtracted."""
     beta, low = 1e-3, torch.float32
     for loss_type in COSTS:
         exact = exact_gradient(case, loss_type)
@@ -398,6 +426,7 @@ def check_one_sweep_is_backprop_or_refused(case: Case) -> None:
 
 
 gradient_checks = [
+    check_contrast_is_the_energies_derivative,
     check_gradient_exact_oracles,
     check_gradient_converges_in_beta,
     check_gradient_survives_float32,

@@ -35,7 +35,7 @@ def test_difference_is_the_subtraction_where_that_is_exact_enough(name, a, expon
 @few
 @given(a=st.floats(-8, 8, width=32), exponent=st.floats(-12, -1.6), sign=sign)
 def test_difference_keeps_its_digits_in_float32(name, a, exponent, sign):
-    """To float32's precision of the step, however small: against the slope's integral in float64 (Simpson)."""
+    """To float32's precision of the step, however small: against the slope's integral in float64."""
     phi = activation(name)
     a32 = torch.tensor(a, dtype=torch.float32)
     delta32 = torch.tensor(sign * 10**exponent, dtype=torch.float32)
@@ -49,6 +49,14 @@ def test_difference_keeps_its_digits_in_float32(name, a, exponent, sign):
         weights[1:-1:2], weights[2:-1:2] = 4, 2
         expected = delta64 * (weights * phi.slope(a64 + t * delta64)).sum() / 600
     assert abs(phi.difference(a32, delta32).double() - expected) <= 1e-6 * abs(delta64)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_difference_from_one_end_to_the_other(name, dtype):
+    phi = activation(name)
+    a = torch.tensor([-100.0, -20.0, -10.0, 10.0, 20.0, 100.0], dtype=dtype)
+    assert torch.allclose(phi.difference(a, -2 * a), phi.value(-a) - phi.value(a), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -102,7 +102,7 @@ def test_cross_entropy_gradient_near_certainty_keeps_its_digits_in_float32(gap):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_relax_around_an_origin_resolves_a_tiny_nudge_in_float32(name, rng):
-    """beta = 1e-6: the deviation has float32's relative precision, which no difference of states would have."""
+    """beta = 1e-6: the deviation has float32's relative precision; a difference of states would not."""
     c, beta = cost(name), 1e-6
     origin = outputs(rng)
     target = c.target(targets(rng, "classes", origin), origin)

@@ -64,10 +64,10 @@ def relu_settled(constrain, loss_type, beta, solver, sizes=(20, 30, 30, 10)):
 @pytest.mark.parametrize("loss_type", COSTS)
 @pytest.mark.parametrize("beta", [0.1, 0.4])
 @pytest.mark.parametrize(
-    "solver", [Sweep(1e-6), ODE(1e-6, "euler", max_evaluations=1500)], ids=["sweep", "ode"]
+    "solver", [Sweep(1e-6), ODE(1e-6, "euler", max_evaluations=800)], ids=["sweep", "ode"]
 )
 def test_plain_relu_has_a_floor_that_holding_states_at_zero_removes(loss_type, beta, solver):
-    """Two hidden layers: the force jumps where a pre-activation is pushed through zero; nothing rests there."""
+    """Two hidden layers: the force jumps where a pre-activation crosses zero, and nothing rests there."""
     plain, held = (relu_settled(constrain, loss_type, beta, solver) for constrain in (False, True))
     assert held.converged.all()
     assert plain.settled_fraction < 1

@@ -95,7 +95,7 @@ def test_an_open_box_without_a_minimum_allows_no_beta():
 
 @pytest.mark.parametrize(("factor", "bounded"), [(0.99, True), (1.01, False)])
 def test_in_a_closed_box_only_the_output_can_run_away(factor, bounded):
-    """Along the outputs the energy at -beta is (1 - beta) |o|^2 / 2 and a linear term: bounded for beta < 1."""
+    """Along the outputs the energy at -beta is (1 - beta) |o|^2 / 2 + linear terms: bounded for beta < 1."""
     case = hopfield(8, 12, 10, 4)
     beta = factor * case.bind().largest_beta(cost("mse"))
     system = case.bind().nudged(cost("mse"), case.labels, -beta)

@@ -118,7 +118,7 @@ def test_a_nudge_of_no_strength_is_refused(beta):
 
 
 def test_a_diverging_nudge_is_reported_not_returned():
-    """Far beyond its bound the nudged energy has no minimum: the dynamics run away, or out of their budget."""
+    """Far beyond its bound the nudged energy has no minimum: the dynamics run away, or out of budget."""
     runaway = CASES["hopfield-linear"]().phase("mse", beta=-3.0)
     with pytest.raises(SettlingError, match=r"lower \|beta\|"):
         settle(runaway, solver=ODE(1e-6, "euler"))

@@ -24,35 +24,28 @@ class NoConstraint(ConstraintStrategy):
 
 @dataclass(frozen=True)
 class SpectralConstraint(ConstraintStrategy):
-    """sigma(W) <= gamma: clips the leading singular values, W - sum_k (sigma_k - gamma)+ u_k v_k'.
+    """sigma(W) <= gamma: the nearest such matrix, W with every singular value above gamma set to it.
 
-    Subspace iteration on `rank` vectors, kept warm between steps, finds them; clipping disturbs W less than
-    rescaling it. It underestimates sigma, so it clips to (1 - margin) gamma. What more than `rank` directions
-    exceed is scaled away.
+    gamma > 0: below 1 it contracts, above it is a regulariser. Exact, from the eigenvectors of the smaller Gram
+    matrix. A warm power iteration would be cheaper, but Muon raises all singular values alike and outruns it: the
+    bound was missed by up to a quarter.
     """
 
     gamma: float = 0.95
-    rank: int = 4
-    margin: float = 0.01
 
     def __post_init__(self) -> None:
         if not self.gamma > 0:
             raise ValueError(f"gamma = {self.gamma}; choose gamma > 0 (below 1 to contract)")
-        if self.rank < 1:
-            raise ValueError(f"rank = {self.rank}; track at least 1 singular value")
-        if not 0 <= self.margin < 1:
-            raise ValueError(f"margin = {self.margin}; choose 0 <= margin < 1")
 
     def project(self, weight: Tensor, state: dict) -> Tensor:
         if weight.ndim != 2:
             return weight
-        rank = min(self.rank, *weight.shape)
-        if "spectral_basis" not in state:
-            state["spectral_basis"] = torch.linalg.svd(weight, full_matrices=False).Vh[:rank].T.contiguous()
-        left, _ = torch.linalg.qr(weight @ state["spectral_basis"])
-        right, sigma, turn = torch.linalg.svd(weight.T @ left, full_matrices=False)
-        state["spectral_basis"] = right
-        target = (1 - self.margin) * self.gamma
-        clipped = weight - (left @ turn.T) * (sigma - target).clamp(min=0) @ right.T
-        # where even the last tracked value is too large, untracked ones may be too
-        return clipped / (sigma[-1] / target).clamp(min=1) if rank < min(weight.shape) else clipped
+        wide = weight if weight.shape[0] <= weight.shape[1] else weight.T
+        squares, vectors = torch.linalg.eigh(wide @ wide.T)
+        sigma = squares.clamp(min=0).sqrt()
+        # rounding in the Gram matrix and the product: without a margin float32 ends a hair above gamma
+        ceiling = self.gamma * (1 - 16 * torch.finfo(weight.dtype).eps)
+        shrink = torch.where(sigma > ceiling, ceiling / sigma - 1, 0.0)
+        # as a correction, so that a weight within the bound stays as it is to the bit
+        clipped = torch.addmm(wide, (vectors * shrink) @ vectors.T, wide)
+        return clipped if wide is weight else clipped.T
