@@ -64,7 +64,7 @@ class Options:
 def launch(config: type[C], run: Callable[[C], object]) -> None:
     """Read the command line into `config` and run; what a user got wrong ends in one line and exit code 2."""
     try:
-        options = tyro.cli(config, description=sys.modules[config.__module__].__doc__)
+        options = _parse(config)
         torch.set_num_threads(options.threads)
         run(options)
     except (ValueError, OSError, SettlingError) as error:
@@ -73,6 +73,12 @@ def launch(config: type[C], run: Callable[[C], object]) -> None:
     except KeyboardInterrupt:
         console.print("interrupted; --resume goes on from the last checkpoint")
         sys.exit(130)
+
+
+def _parse(config: type[C]) -> C:
+    """The command line as `config`, which tyro reads unchecked: it would put our errors into a box of its own."""
+    unchecked = type(config.__name__, (config,), {"__post_init__": lambda _: None, "__module__": config.__module__})
+    return config(**vars(tyro.cli(unchecked, description=sys.modules[config.__module__].__doc__)))
 
 
 def generator(seed: int, device: str = "cpu") -> torch.Generator:

@@ -262,9 +262,10 @@ def make_learners(config: Config, data: Dataset) -> list[Learner]:
     adam = {"update": AdamUpdate(), "constraint": NoConstraint(), "feedback": NoFeedback(), "lr": config.adam_lr}
     label = f"EP {config.phases} {config.update}" + ("" if cell is None else f" on {Path(config.cell).stem}")
     exact_label = "backprop" if config.circuit == "feedforward" else "implicit gradient"
+    as_chip = ", as on chip" if config.update == "adam" else ""  # not the baseline, whose name it would have
     return [
         learner(label, config.circuit, ep, cell, write_feedback=write, **same),
-        learner(f"{exact_label} {config.update}", config.circuit, exact, None, **same),
+        learner(f"{exact_label} {config.update}{as_chip}", config.circuit, exact, None, **same),
         learner("backprop adam", "feedforward", BackpropGradient(config.loss), None, **adam),
     ]
 

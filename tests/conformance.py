@@ -172,7 +172,7 @@ def check_solvers_agree_in_float64(case: Case) -> None:
     for nudge in PHASES:
         system = case.phase(nudge)
         reference = settle(system, solver=EXACT)
-        for solver in solvers(1e-11, ("euler", "bosh3")):
+        for solver in solvers(1e-11, ("euler",)):
             e = settle(system, solver=solver)
             assert e.converged.all(), (nudge, solver)
             assert (e.relative_residual <= 1e-11).all()
@@ -185,7 +185,7 @@ def check_solvers_agree_in_float32(case: Case) -> None:
     for nudge in PHASES:
         reference = settle(case.phase(nudge), solver=EXACT)
         system = case.phase(nudge, dtype=torch.float32)
-        for solver in solvers(1e-6, ("euler", "dopri5")):
+        for solver in solvers(1e-6, ("dopri5",)):
             e = settle(system, solver=solver)
             assert e.converged.all(), (nudge, solver)
             assert e.state.dtype == torch.float32

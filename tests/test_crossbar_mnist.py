@@ -139,7 +139,7 @@ def test_trace_opens_as_labelled_arrays(smoke):
         {"update": "dion"},
         {"update": "plain", "gamma": 0.0},
         {"update": "adam"},
-        {"hidden": (8, 8), "constrain": False},
+        {"hidden": (8, 8), "activation": "softplus"},
         {"sizes": (64, 10)},
     ],
     ids=lambda settings: "-".join(f"{v}" for v in settings.values()),
@@ -158,6 +158,7 @@ def test_every_choice_runs_and_settles(tmp_path, settings):
         assert ep["settled"] == 1
         assert ep["nudged residual"] <= config.nudged_tolerance
     assert (ep["pulses/device"] is None) == (config.cell == "none")
+    assert len({row["learner"] for row in results.rows}) == 3  # as keys of checkpoint and trace
 
 
 def test_a_cell_can_be_ones_own_file(tmp_path):

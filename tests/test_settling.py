@@ -19,6 +19,16 @@ def test_circuit(name, check):
 
 @pytest.mark.parametrize("method", ODE_METHODS)
 @pytest.mark.parametrize("nudge", PHASES)
+@pytest.mark.parametrize("name", ["hopfield-1", "feedforward-tanh-1"])
+def test_every_ode_method_reaches_the_same_equilibrium(name, method, nudge):
+    system = CASES[name]().phase(nudge)
+    e = settle(system, solver=ODE(1e-11, method))
+    assert e.converged.all()
+    assert gap(moved(e), moved(settle(system, solver=EXACT))) < 1e-9
+
+
+@pytest.mark.parametrize("method", ODE_METHODS)
+@pytest.mark.parametrize("nudge", PHASES)
 def test_every_ode_method_settles_a_batch_whatever_the_companions(method, nudge):
     case = CASES["feedforward-softplus-2"]()
     x = case.x.clone()
@@ -26,10 +36,10 @@ def test_every_ode_method_settles_a_batch_whatever_the_companions(method, nudge)
     stretched = dataclasses.replace(case, x=x).phase(nudge)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        e = settle(stretched, solver=ODE(1e-7, method))
+        e = settle(stretched, solver=ODE(1e-6, method))
     assert e.converged.all()
     assert (e.time > 0).all()
-    assert gap(moved(e)[:-1], moved(settle(case.phase(nudge), solver=EXACT))[:-1]) < 1e-5
+    assert gap(moved(e)[:-1], moved(settle(case.phase(nudge), solver=EXACT))[:-1]) < 2e-5
 
 
 @pytest.mark.parametrize(
