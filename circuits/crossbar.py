@@ -53,7 +53,9 @@ class Crossbar:
     def program(self, weight: Tensor, t_seconds: float = 0.0) -> None:
         """Write a whole matrix. A weight beyond w_max goes to w_max, where its cells end; see `beyond`."""
         if not bool(torch.isfinite(weight).all()):
-            raise ValueError("the weights to program contain NaN or infinity; check the network before the chip")
+            raise ValueError(
+                "the weights to program contain NaN or infinity; check the network before the chip"
+            )
         half = (weight / self.w_max).clamp(-1, 1) * (0.5 * self.span)
         self.device.program(self.plus, self.middle + half, self.rng, t_seconds)
         self.device.program(self.minus, self.middle - half, self.rng, t_seconds)

@@ -7,6 +7,8 @@ A kink needs care. With ReLU and two or more hidden layers, a unit whose pre-act
 zero by a negative error has no resting point: the force jumps, the state slides along the kink for ever
 and the residual floors. Holding the states where ReLU can put them, s >= 0, removes it: the error that
 pushed is then clamped to zero exactly where the slope vanishes. `constrain=False` gives plain ReLU back.
+The price: an inactive unit can rise under beta and cannot sink under -beta, so that the centred estimate is of first
+order in beta, as the one-sided one is. Smooth activations have neither trouble.
 """
 
 from __future__ import annotations
@@ -37,9 +39,7 @@ class FeedforwardCircuit(EnergyCircuit):
         self.features = linears[0][1].in_features
         self.layout = Layout(tuple(linear.out_features for _, linear in linears))
         self.weights = tuple(f"model.{name}.weight" for name, _ in linears)
-        self.biases = tuple(
-            None if linear.bias is None else f"model.{name}.bias" for name, linear in linears
-        )
+        self.biases = tuple(None if linear.bias is None else f"model.{name}.bias" for name, linear in linears)
         self.constrain = constrain
 
     @classmethod
@@ -99,12 +99,13 @@ class FeedforwardSystem(System):
         self.biases = biases
         self.settled: list[Tensor] | None = None
         self._sigma: dict[int, float] = {}
+        self._last: tuple | None = None  # (z, its version, pre-activations, errors)
 
     def _recentre(self, free: Tensor) -> None:
-        self.origin = free
-        below = self.layout.split(free)[:-1]
-        bases = zip(below, self.weights[1:], self.biases[1:], strict=True)
-        self.settled = [self.drive, *(torch.nn.functional.linear(s, w, b) for s, w, b in bases)]
+        if self.origin is not None:
+            self.settled = self._last = None  # they count from another origin
+        self.settled, _ = self._errors(free)
+        self.origin, self._last = free, None
 
     # -- energy and force -------------------------------------------------------------------------
 
@@ -120,7 +121,18 @@ class FeedforwardSystem(System):
         return self.settled[i] + delta, phi.difference(self.settled[i], delta)
 
     def _errors(self, z: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Pre-activations a_i and errors e_i of every layer."""
+        """Pre-activations a_i and errors e_i of every layer.
+
+        Those of the last z are kept: an equilibrium is asked for its residual, contrast and energy, and a
+        free one becomes an origin. Not with autograd on, where a result belongs to its graph.
+        """
+        if torch.is_grad_enabled() or z.is_inference():
+            return self._compute_errors(z)
+        if self._last is None or self._last[0] is not z or self._last[1] != z._version:
+            self._last = (z, z._version, *self._compute_errors(z))
+        return self._last[2:]
+
+    def _compute_errors(self, z: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         layers = self.layout.split(z)
         pre, errors = [], []
         for i, layer in enumerate(layers):
@@ -308,7 +320,9 @@ class _Secant:
         proposal = image
         if self.residual is not None:
             moved = residual - self.residual
-            weight = (residual * moved).sum(1, keepdim=True) / moved.square().sum(1, keepdim=True).clamp(min=1e-38)
+            weight = (residual * moved).sum(1, keepdim=True) / moved.square().sum(1, keepdim=True).clamp(
+                min=1e-38
+            )
             # past 1 the two points say little about where the zero is: stay near the newest
             proposal = image - weight.clamp(-1, 1) * (image - self.image)
         self.residual, self.image = residual, image
@@ -329,7 +343,9 @@ class _Aitken:
     def observe(self, x: Tensor) -> None:
         step = None if self.at is None else x - self.at
         if self.step is not None:
-            shrink = (step * self.step).sum(1, keepdim=True) / self.step.square().sum(1, keepdim=True).clamp(min=1e-38)
+            shrink = (step * self.step).sum(1, keepdim=True) / self.step.square().sum(1, keepdim=True).clamp(
+                min=1e-38
+            )
             self.factor = (self.factor / (1 - shrink.clamp(-3, 0.5))).clamp(1 / 64, 1)
         else:
             self.factor = x.new_ones(len(x), 1)

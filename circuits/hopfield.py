@@ -80,7 +80,10 @@ class HopfieldSystem(System):
         pull = torch.cat(self._pulls(self.layout.split(free)), dim=1)
         self.origin = torch.clamp(pull, self.lower, self.upper)
         self.offsets = list(self.layout.split(pull - self.origin))
-        lower, upper = self.layout.split(self.lower - self.origin), self.layout.split(self.upper - self.origin)
+        lower, upper = (
+            self.layout.split(self.lower - self.origin),
+            self.layout.split(self.upper - self.origin),
+        )
         self.walls = list(zip(lower, upper, strict=True))[:-1]
 
     # -- energy and force -------------------------------------------------------------------------

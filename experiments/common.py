@@ -77,7 +77,9 @@ def launch(config: type[C], run: Callable[[C], object]) -> None:
 
 def _parse(config: type[C]) -> C:
     """The command line as `config`, which tyro reads unchecked: it would put our errors into a box of its own."""
-    unchecked = type(config.__name__, (config,), {"__post_init__": lambda _: None, "__module__": config.__module__})
+    unchecked = type(
+        config.__name__, (config,), {"__post_init__": lambda _: None, "__module__": config.__module__}
+    )
     return config(**vars(tyro.cli(unchecked, description=sys.modules[config.__module__].__doc__)))
 
 

@@ -127,7 +127,12 @@ class Config(Options):
 
     def shrunk(self) -> Config:
         """The --smoke size of this run."""
-        small = {"samples": min(self.samples or 400, 400), "epochs": min(self.epochs, 2), "hidden": (32,), "batch_size": 100}
+        small = {
+            "samples": min(self.samples or 400, 400),
+            "epochs": min(self.epochs, 2),
+            "hidden": (32,),
+            "batch_size": 100,
+        }
         return dataclasses.replace(self, **small) if self.smoke else self
 
     def data(self) -> Dataset:
@@ -137,7 +142,9 @@ class Config(Options):
             data = dataclasses.replace(data, train_x=data.train_x[:10_000], train_y=data.train_y[:10_000])
         for part in ("train_x", "validation_x", "test_x"):
             if not getattr(data, part).isfinite().all():
-                raise ValueError(f"{part} holds NaN or infinite pixels; check where they came from: {data.source}")
+                raise ValueError(
+                    f"{part} holds NaN or infinite pixels; check where they came from: {data.source}"
+                )
         return data.to(self.device)
 
     def identity(self) -> dict:
@@ -170,7 +177,9 @@ class Config(Options):
             cell = devices.with_bits(cell, self.bits)
         if self.read_noise is not None:
             if not isinstance(cell, devices.MemoryCell):
-                raise ValueError(f"cell {self.cell} cannot have read noise; choose a memory cell, such as levels-6bit")
+                raise ValueError(
+                    f"cell {self.cell} cannot have read noise; choose a memory cell, such as levels-6bit"
+                )
             cell = dataclasses.replace(cell, read_noise=devices.WhiteReadNoise(self.read_noise))
         return cell
 
@@ -237,7 +246,9 @@ def make_learners(config: Config, data: Dataset) -> list[Learner]:
     lr = lr if config.lr is None else config.lr
     bound = SpectralConstraint(config.gamma) if config.gamma else NoConstraint()
 
-    def learner(name: str, kind: str, gradient: GradientStrategy, cell: devices.Device | None, **strategies) -> Learner:
+    def learner(
+        name: str, kind: str, gradient: GradientStrategy, cell: devices.Device | None, **strategies
+    ) -> Learner:
         circuit = config.network(kind, sizes).to(config.device)
         chip = None
         if cell is not None:
@@ -246,7 +257,9 @@ def make_learners(config: Config, data: Dataset) -> list[Learner]:
         optimizer = CompositeOptimizer(
             circuit.parameters(), gradient=gradient, model=circuit, chip=chip, **strategies
         )
-        return Learner(name, optimizer, config.epochs, config.batch_size, generator(config.seed + 2), config.step_seconds)
+        return Learner(
+            name, optimizer, config.epochs, config.batch_size, generator(config.seed + 2), config.step_seconds
+        )
 
     ep = EPGradient(
         loss_type=config.loss,
@@ -258,8 +271,15 @@ def make_learners(config: Config, data: Dataset) -> list[Learner]:
     )
     same = {"update": rule, "constraint": bound, "feedback": ErrorFeedback(config.momentum), "lr": lr}
     write = WriteResidual() if config.write_residual else NoWriteFeedback()
-    exact = BackpropGradient(config.loss) if config.circuit == "feedforward" else ImplicitGradient(config.loss)
-    adam = {"update": AdamUpdate(), "constraint": NoConstraint(), "feedback": NoFeedback(), "lr": config.adam_lr}
+    exact = (
+        BackpropGradient(config.loss) if config.circuit == "feedforward" else ImplicitGradient(config.loss)
+    )
+    adam = {
+        "update": AdamUpdate(),
+        "constraint": NoConstraint(),
+        "feedback": NoFeedback(),
+        "lr": config.adam_lr,
+    }
     label = f"EP {config.phases} {config.update}" + ("" if cell is None else f" on {Path(config.cell).stem}")
     exact_label = "backprop" if config.circuit == "feedforward" else "implicit gradient"
     as_chip = ", as on chip" if config.update == "adam" else ""  # not the baseline, whose name it would have
@@ -306,7 +326,12 @@ def _begin(config: Config, folder: RunFolder, learners: list[Learner]) -> Trace:
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 

@@ -26,7 +26,9 @@ def draw(folder: Path, trace: Trace, learners: list[Learner], epochs: int) -> No
     if first.chip is not None:
         weights = list(first.chip.crossbars)
         window = (first.chip.device.g_min_siemens, first.chip.device.g_max_siemens)
-        conductance_maps(folder / "conductances.png", {w: trace.read(conductances(w)) for w in weights}, window)
+        conductance_maps(
+            folder / "conductances.png", {w: trace.read(conductances(w)) for w in weights}, window
+        )
         programmed_scatter(folder / "programmed.png", {w: trace.read(programmed(w)) for w in weights})
 
 
@@ -64,11 +66,15 @@ def settling(path: Path, series: dict[str, np.ndarray]) -> None:
         left, right = axes[0]
         for name, colour in (("free_residual", FREE), ("nudged_residual", NUDGED)):
             if np.isfinite(series[name]).any():
-                left.semilogy(series["step"], series[name], lw=0.8, color=colour, label=name.replace("_", " "))
+                left.semilogy(
+                    series["step"], series[name], lw=0.8, color=colour, label=name.replace("_", " ")
+                )
                 left.legend(frameon=False)
         left.set(xlabel="step", ylabel="relative residual")
         right.plot(series["step"], series["evaluations"], lw=0.8, color="0.3", label="evaluations")
-        right.plot(series["step"], series["time"], lw=0.8, color=FREE, label="simulated time (time constants)")
+        right.plot(
+            series["step"], series["time"], lw=0.8, color=FREE, label="simulated time (time constants)"
+        )
         right.set(xlabel="step", ylabel="per settle", ylim=(0, None))
         right.legend(frameon=False)
 
@@ -89,12 +95,18 @@ def transient(path: Path, t: dict[str, np.ndarray], sizes: tuple[int, ...]) -> N
         hidden.set(title="free: the 12 most active hidden units", ylabel="state")
         hidden_moved.plot(time[nudged], moved[:, busiest], lw=0.9)
         hidden_moved.set(title="nudged: the same units", ylabel="state minus free state")
-        for ax, rows, trajectories in ((output, free, state[free, -outputs:]), (output_moved, nudged, moved[:, -outputs:])):
+        for ax, rows, trajectories in (
+            (output, free, state[free, -outputs:]),
+            (output_moved, nudged, moved[:, -outputs:]),
+        ):
             for colour, trajectory in zip(colours, trajectories.T, strict=True):
                 ax.plot(time[rows], trajectory, lw=0.9 if colour == "0.6" else 2, color=colour)
         output.set(title=f"free: output units (target {target} in colour)")
         output_moved.set(title="nudged: the same units")
-        for ax, name, title in ((energy, "energy", "energy, beta C included"), (force, "residual", "projected force")):
+        for ax, name, title in (
+            (energy, "energy", "energy, beta C included"),
+            (force, "residual", "projected force"),
+        ):
             for label, colour, rows in (("free", FREE, free), ("nudged", NUDGED, nudged)):
                 ax.semilogy(time[rows], t[name][rows, chosen].clip(1e-12), color=colour, label=label)
             ax.set(title=title)
@@ -103,7 +115,9 @@ def transient(path: Path, t: dict[str, np.ndarray], sizes: tuple[int, ...]) -> N
             ax.set(xlabel="time (time constants)")
 
 
-def conductance_maps(path: Path, arrays: dict[str, dict[str, np.ndarray]], window: tuple[float, float]) -> None:
+def conductance_maps(
+    path: Path, arrays: dict[str, dict[str, np.ndarray]], window: tuple[float, float]
+) -> None:
     """Positive cells of every array before and after training, and histograms of both."""
     low, high = 1e6 * window[0], 1e6 * window[1]
     with _figure(path, len(arrays), 3, (11, 2.9 * len(arrays))) as axes:
@@ -116,7 +130,9 @@ def conductance_maps(path: Path, arrays: dict[str, dict[str, np.ndarray]], windo
             bins = np.linspace(low, high, 60)
             row[2].hist(1e6 * pair["plus"][0].ravel(), bins, histtype="step", color="0.5", label="G+ before")
             for side, sign, colour in (("plus", "+", NUDGED), ("minus", "−", FREE)):
-                row[2].hist(1e6 * pair[side][-1].ravel(), bins, histtype="step", color=colour, label=f"G{sign} after")
+                row[2].hist(
+                    1e6 * pair[side][-1].ravel(), bins, histtype="step", color=colour, label=f"G{sign} after"
+                )
             row[2].set(xlabel="conductance (µS)", ylabel="cells", yscale="log")
             row[2].legend(frameon=False, fontsize=8)
 
@@ -130,4 +146,8 @@ def programmed_scatter(path: Path, arrays: dict[str, dict[str, np.ndarray]]) -> 
             ax.plot(target[shown], read[shown], ".", ms=2, alpha=0.3, color=FREE)
             ends = [target.min(), target.max()]
             ax.plot(ends, ends, color="0.3", lw=0.8)
-            ax.set(title=f"{name}: error {np.std(read - target):.2g} rms", xlabel="weight asked for", ylabel="weight read")
+            ax.set(
+                title=f"{name}: error {np.std(read - target):.2g} rms",
+                xlabel="weight asked for",
+                ylabel="weight read",
+            )

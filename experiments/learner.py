@@ -12,7 +12,14 @@ from circuits import EnergyCircuit
 from circuits.chip import Chip
 from mep_sim.data import batches
 from mep_sim.monitor import StepMetrics, metrics_of
-from mep_sim.optimizers import AdamUpdate, CompositeOptimizer, DionUpdate, MuonUpdate, PlainUpdate, UpdateStrategy
+from mep_sim.optimizers import (
+    AdamUpdate,
+    CompositeOptimizer,
+    DionUpdate,
+    MuonUpdate,
+    PlainUpdate,
+    UpdateStrategy,
+)
 from mep_sim.settling import Sweep, settle
 
 # name -> (rule, learning rate); rates were chosen on the validation split (python -m experiments.mnist_seeds)
@@ -84,7 +91,9 @@ class Learner:
             self.steps += 1
             yield self.steps, metrics_of(self.optimizer)
 
-    def fit(self, x: Tensor, y: Tensor, validation: tuple[Tensor, Tensor]) -> Iterator[tuple[int, StepMetrics | None]]:
+    def fit(
+        self, x: Tensor, y: Tensor, validation: tuple[Tensor, Tensor]
+    ) -> Iterator[tuple[int, StepMetrics | None]]:
         """One epoch, its record appended to `history`; yields as `train_epoch`."""
         started, collected = time.perf_counter(), []
         for step, metrics in self.train_epoch(x, y):

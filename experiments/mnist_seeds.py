@@ -101,7 +101,11 @@ def run(config: SeedsConfig) -> list[dict[str, object]]:
     if folder.exists() and any(folder.iterdir()) and not config.resume:
         raise FileExistsError(f"{folder} is not empty; choose another --out, or --resume")
     folder.mkdir(parents=True, exist_ok=True)
-    cells = {(name, seed): folder / f"{slug(name)}-{seed}.json" for name in config.rows for seed in range(config.seeds)}
+    cells = {
+        (name, seed): folder / f"{slug(name)}-{seed}.json"
+        for name in config.rows
+        for seed in range(config.seeds)
+    }
     missing = [cell for cell, path in cells.items() if not path.exists()]
     # fork would copy torch's thread pool in an unusable state
     context = multiprocessing.get_context("spawn")
@@ -111,11 +115,19 @@ def run(config: SeedsConfig) -> list[dict[str, object]]:
             name, seed = futures[done]
             result = done.result()
             cells[name, seed].write_text(json.dumps(result, indent=1))
-            console.print(f"{count}/{len(missing)}  {name}, seed {seed}: {result['test']:.2%}", highlight=False)
-    results = {name: [json.loads(cells[name, s].read_text()) for s in range(config.seeds)] for name in config.rows}
+            console.print(
+                f"{count}/{len(missing)}  {name}, seed {seed}: {result['test']:.2%}", highlight=False
+            )
+    results = {
+        name: [json.loads(cells[name, s].read_text()) for s in range(config.seeds)] for name in config.rows
+    }
     rows = [_summarise(name, results) for name in config.rows]
     (folder / "results.json").write_text(json.dumps(rows, indent=1))
-    print_table(f"{results[config.rows[0]][0]['data']}; seeds 0-{config.seeds - 1}; ± is a 95 % interval", rows, COLUMNS)
+    print_table(
+        f"{results[config.rows[0]][0]['data']}; seeds 0-{config.seeds - 1}; ± is a 95 % interval",
+        rows,
+        COLUMNS,
+    )
     return rows
 
 
@@ -136,7 +148,9 @@ def _summarise(name: str, results: dict[str, list[dict]]) -> dict[str, object]:
     cells, reference = results[name], ROWS[name].reference
     test = [100 * cell["test"] for cell in cells]
     compared = reference in results
-    differences = [a - 100 * b["test"] for a, b in zip(test, results[reference], strict=True)] if compared else []
+    differences = (
+        [a - 100 * b["test"] for a, b in zip(test, results[reference], strict=True)] if compared else []
+    )
     return {
         "row": name,
         "test accuracy %": interval(test),

@@ -54,7 +54,9 @@ def declare(trace: Trace, learners: list[Learner]) -> None:
         for name, crossbar in _crossbars(learner).items():
             rows, columns = crossbar.plus.shape
             kind = {"dims": ("row", "column"), "dtype": "float32"}
-            pair = {side: Variable("S", f"conductance of the {side} cell", **kind) for side in ("plus", "minus")}
+            pair = {
+                side: Variable("S", f"conductance of the {side} cell", **kind) for side in ("plus", "minus")
+            }
             dims = {"row": rows, "column": columns}
             trace.declare(conductances(name), along="epoch", dims=dims, variables=pair)
 
@@ -66,7 +68,10 @@ def start(trace: Trace, learner: Learner) -> None:
         kind = {"dims": ("row", "column"), "dtype": "float32"}
         trace.write(
             programmed(name),
-            variables={"target": Variable("1", "weight asked for", **kind), "read": Variable("1", "weight read", **kind)},
+            variables={
+                "target": Variable("1", "weight asked for", **kind),
+                "read": Variable("1", "weight read", **kind),
+            },
             values={"target": learner.chip.targets[name], "read": learner.circuit.params()[name].detach()},
             dims={"row": rows, "column": columns},
         )
@@ -135,10 +140,10 @@ def transient(trace: Trace, learner: Learner, number: int, x: Tensor, target: Te
         },
         dims={
             # the nudged phase begins where the free one ends; a coordinate has to grow
-            "time": Axis(torch.cat([times, times[-1] + 1e-6 + times]), "1", "simulated time, in time constants"),
+            "time": Axis(
+                torch.cat([times, times[-1] + 1e-6 + times]), "1", "simulated time, in time constants"
+            ),
             "sample": len(x),
             "unit": system.layout.n,
         },
     )
-
-

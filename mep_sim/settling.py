@@ -8,7 +8,6 @@ What does not get there within the budget is reported as not converged.
 from __future__ import annotations
 
 import math
-from abc import ABC
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +30,7 @@ ODE_METHODS = (*_FIXED, *_ADAPTIVE)
 
 
 @dataclass(frozen=True)
-class Solver(ABC):
+class Solver:
     """How to settle. `tolerance`: projected force over the sample's scale, > 0."""
 
     tolerance: float = 1e-6
@@ -79,7 +78,9 @@ class ODE(Solver):
                 "(torchdiffeq's Adams and scipy solvers are not stable or not batched here)"
             )
         if self.step is not None and not (self.step > 0 and math.isfinite(self.step)):
-            raise ValueError(f"step = {self.step} time constants; choose a step > 0, or None for a stable one")
+            raise ValueError(
+                f"step = {self.step} time constants; choose a step > 0, or None for a stable one"
+            )
         if not 0 < self.rtol < 1:
             raise ValueError(f"rtol = {self.rtol}; choose 0 < rtol < 1, such as 1e-3")
         if self.max_evaluations < 1:
@@ -113,7 +114,7 @@ def settle(
 def _sweep(system: System, z: Tensor, solver: Sweep) -> Equilibrium:
     # on a GPU a look at the result stalls the queue: look less often there
     look_every = 4 if z.is_cuda else 1
-    for count, (z, change) in enumerate(system.sweeps(z), start=1):  # noqa: B007, B020
+    for count, (z, change) in enumerate(system.sweeps(z), start=1):  # noqa: B020
         if count >= solver.max_sweeps:
             break
         looked = change is not None and count % look_every == 0
@@ -189,8 +190,12 @@ class _WatchedFlow:
             raise SettlingError(_diverged(self.system, self.solver))
         settled = residual <= self.solver.tolerance * _scale(z)
         now = torch.where(settled, t + self.time, math.inf)
-        self.settled_at = now if self.settled_at is None else torch.where(settled, self.settled_at.minimum(now), now)
-        if self.stop_when_settled and (bool(settled.all()) or self.evaluations >= self.solver.max_evaluations):
+        self.settled_at = (
+            now if self.settled_at is None else torch.where(settled, self.settled_at.minimum(now), now)
+        )
+        if self.stop_when_settled and (
+            bool(settled.all()) or self.evaluations >= self.solver.max_evaluations
+        ):
             raise _Stop(z, t)
 
     def solve(self, z: Tensor, times: Tensor, ceiling: float) -> Tensor:
@@ -202,7 +207,9 @@ class _WatchedFlow:
         else:
             # A step is judged unit by unit against the sample's own scale: the most it will move,
             # which is what its first force says, or how far from zero it is.
-            scale = torch.maximum(self(times[0], z).abs().amax(1, keepdim=True), z.abs().amax(1, keepdim=True))
+            scale = torch.maximum(
+                self(times[0], z).abs().amax(1, keepdim=True), z.abs().amax(1, keepdim=True)
+            )
             tolerances = {"rtol": 0.0, "atol": self.solver.rtol * scale.clamp(min=1e-30).expand_as(z)}
             options = {"max_step": ceiling, "norm": _max_norm}
         try:
@@ -224,7 +231,7 @@ class _WatchedFlow:
             return stop.state
 
 
-class _Stop(Exception):  # noqa: N818
+class _Stop(Exception):
     """Ends a solve from inside; carries where it got to."""
 
     def __init__(self, state: Tensor, time: float):

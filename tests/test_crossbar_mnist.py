@@ -28,7 +28,7 @@ STEPS = 2  # of a tiny epoch
 
 
 @pytest.fixture(autouse=True)
-def undrawn(monkeypatch, request):
+def undrawn(monkeypatch):
     """Pictures take longer than all the rest; test_smoke draws them in a process of its own."""
     monkeypatch.setattr(figures, "draw", lambda *_: None)
 

@@ -13,7 +13,6 @@ few sweeps. Training makes it harder: trained networks have learnt by EP with Mu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,7 +27,7 @@ from mep_sim.data import Dataset, load
 from mep_sim.optimizers import CompositeOptimizer, EPGradient, MuonUpdate
 from mep_sim.settling import ODE, Equilibrium, Solver, Sweep, settle
 
-HIDDEN = ((512,), (512, 512))
+WIDTH = 512
 GAIN = 0.4  # of fresh Hopfield weights
 TRAINING_BATCH, TRAINING_LR = 128, 0.02
 
@@ -39,6 +38,8 @@ class Config(Options):
 
     dataset: str = "auto"
     """mnist, digits, or auto: MNIST where it can be had."""
+    layers: tuple[int, ...] = (1, 2)
+    """Networks to time, by their number of hidden layers of 512 units."""
     batches: tuple[int, ...] = (1024,)
     """Batch sizes; on a GPU try 64 256 1024 4096."""
     beta: float = 0.1
@@ -57,8 +58,9 @@ class Config(Options):
         for name in ("training_steps", "max_evaluations", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}; choose at least 1")
-        if not self.batches or min(self.batches) < 1:
-            raise ValueError(f"batches = {self.batches}; give sizes of at least 1")
+        for name in ("layers", "batches"):
+            if min(getattr(self, name), default=0) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}; give numbers of at least 1")
 
 
 COLUMNS = {
@@ -86,18 +88,23 @@ def run(config: Config) -> list[dict[str, object]]:
         methods = ("euler", "rk4", "dopri5")
         solvers += [ODE(1e-3, method, max_evaluations=config.max_evaluations) for method in methods]
     rows = []
-    for hidden in ((8,), (8, 8)) if config.smoke else HIDDEN:
-        for name, circuit, phases in circuits(config, data, (data.features, *hidden, data.classes)):
+    for layers in config.layers:
+        sizes = (data.features, *[8 if config.smoke else WIDTH] * layers, data.classes)
+        for name, circuit, phases in circuits(config, data, sizes):
             for batch in (32,) if config.smoke else config.batches:
                 for phase in phases:
-                    rows += [time_settling(config, data, name, circuit, batch, phase, solver) for solver in solvers]
+                    rows += [
+                        time_settling(config, data, name, circuit, batch, phase, solver) for solver in solvers
+                    ]
                     console.print(f"{rows[-1]['network']} {name} {phase}, batch {batch}: timed")
     folder.finish({"rows": rows, "source": data.source})
     print_table(f"Time per equilibrium, float32, {config.device}, {config.threads} thread(s)", rows, COLUMNS)
     return rows
 
 
-def circuits(config: Config, data: Dataset, sizes: tuple[int, ...]) -> list[tuple[str, EnergyCircuit, tuple[str, ...]]]:
+def circuits(
+    config: Config, data: Dataset, sizes: tuple[int, ...]
+) -> list[tuple[str, EnergyCircuit, tuple[str, ...]]]:
     """(name, circuit, phases to time) of every network of these layer sizes."""
 
     def hopfield() -> HopfieldCircuit:
@@ -138,14 +145,20 @@ def time_settling(
     nudged = system.nudged(cost("cross_entropy"), y, config.beta)
 
     def equilibrium() -> Equilibrium:
-        return settle(circuit.bind(params, x), solver=solver) if phase == "free" else settle(nudged, free, solver)
+        return (
+            settle(circuit.bind(params, x), solver=solver)
+            if phase == "free"
+            else settle(nudged, free, solver)
+        )
 
     found = equilibrium()
     weights, biases = circuit.in_order(params)
     drive = (x, weights[0], biases[0]) if phase == "free" else None
     one_way = phase == "free" and isinstance(circuit, FeedforwardCircuit) and isinstance(solver, Sweep)
     floor = products(drive, weights[1:], batch, found.evaluations, one_way)
-    timing = alternately({"floor": floor, "settle": equilibrium}, config.rounds, seconds=30)["settle"]
+    floor()  # and the settle has just run: both are warm
+    rounds = 2 if config.smoke else config.rounds
+    timing = alternately({"floor": floor, "settle": equilibrium}, rounds, seconds=30, warm_up=False)["settle"]
     return {
         "network": "-".join(map(str, (data.features, *circuit.layout.sizes))),
         "batch": batch,

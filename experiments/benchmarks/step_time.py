@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -82,9 +81,13 @@ def run(config: Config) -> list[dict[str, object]]:
     return rows
 
 
-def time_network(circuit: FeedforwardCircuit, x: Tensor, y: Tensor, beta: float, rounds: int) -> list[dict[str, object]]:
+def time_network(
+    circuit: FeedforwardCircuit, x: Tensor, y: Tensor, beta: float, rounds: int
+) -> list[dict[str, object]]:
     """The rows of one network."""
-    methods = {phases: EPGradient(beta=beta, phases=phases) for phases in ("one_sweep", "one_sided", "centred")}
+    methods = {
+        phases: EPGradient(beta=beta, phases=phases) for phases in ("one_sweep", "one_sided", "centred")
+    }
 
     def gradient(method: EPGradient) -> Callable[[], object]:
         return lambda: method.estimate(circuit, circuit.params, x, y)

@@ -21,16 +21,20 @@ class Timing:
 
 
 def alternately(
-    callables: Mapping[str, Callable[[], object]], rounds: int = 9, seconds: float = 60.0
+    callables: Mapping[str, Callable[[], object]],
+    rounds: int = 9,
+    seconds: float = 60.0,
+    warm_up: bool = True,
 ) -> dict[str, Timing]:
-    """Time the callables in turn, A B C A B C ..., after calling each once untimed; the first is the reference.
+    """Time the callables in turn, A B C A B C ..., after a round untimed; the first is the reference.
 
     Stops after `rounds` rounds, or after the first that ends more than `seconds` from the start. On a GPU
     a time ends when its queue is empty.
     """
     started = time.perf_counter()
-    for function in callables.values():
-        function()
+    if warm_up:
+        for function in callables.values():
+            function()
     table = []
     while not table or (len(table) < rounds and time.perf_counter() - started < seconds):
         table.append([_time(function) for function in callables.values()])
@@ -39,7 +43,9 @@ def alternately(
     quartiles = ratios.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=0).T.tolist()
     return {
         name: Timing(median, ratio, low, high)
-        for name, median, (low, ratio, high) in zip(callables, times.quantile(0.5, dim=0).tolist(), quartiles, strict=True)
+        for name, median, (low, ratio, high) in zip(
+            callables, times.quantile(0.5, dim=0).tolist(), quartiles, strict=True
+        )
     }
 
 

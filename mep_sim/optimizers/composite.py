@@ -86,7 +86,9 @@ class CompositeOptimizer(torch.optim.Optimizer):
     ) -> Tensor | None:
         """Learn from a batch (x, target), or from the gradients already in `.grad`; returns the loss if known."""
         if (x is None) != (target is None):
-            raise ValueError("step() got only one of x and target; give both, or neither after loss.backward()")
+            raise ValueError(
+                "step() got only one of x and target; give both, or neither after loss.backward()"
+            )
         if x is not None and closure is not None:
             raise ValueError("step() got a closure and a batch; give one of them")
         loss = None

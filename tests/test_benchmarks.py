@@ -1,0 +1,63 @@
+"""Benchmarks: each runs end to end at its smoke size. What they measure is not for a test to say."""
+
+import json
+import math
+import time
+
+import pytest
+
+from experiments.benchmarks import settling, step_time
+from experiments.benchmarks.timing import alternately
+
+
+def test_timing_is_a_ratio_to_the_first_callable():
+    calls = []
+
+    def sleeper(name, seconds):
+        return lambda: (calls.append(name), time.sleep(seconds))
+
+    timings = alternately({"a": sleeper("a", 0.001), "b": sleeper("b", 0.002)}, rounds=3)
+    assert calls == ["a", "b"] * 4  # in turn, a round to warm up
+    assert (timings["a"].ratio, timings["a"].low, timings["a"].high) == (1, 1, 1)
+    assert timings["b"].low <= timings["b"].ratio <= timings["b"].high
+    assert timings["b"].seconds >= 0.002
+
+
+def test_timing_stops_after_a_round_when_its_time_is_up():
+    calls = []
+    alternately({"a": lambda: calls.append("a")}, rounds=100, seconds=0, warm_up=False)
+    assert calls == ["a"]
+
+
+@pytest.mark.parametrize("benchmark", [settling, step_time])
+def test_smoke_runs_end_to_end(benchmark, tmp_path, capsys):
+    rows = benchmark.run(benchmark.Config(out=tmp_path, smoke=True, dataset="digits"))
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows
+    assert (tmp_path / "finished").exists()
+    assert capsys.readouterr().out
+    for row in rows:
+        assert set(row) == set(benchmark.COLUMNS)
+        assert all(value > 0 for value in row.values() if isinstance(value, float))
+
+
+def test_every_settle_is_compared_with_its_products(tmp_path):
+    rows = settling.run(settling.Config(out=tmp_path, smoke=True, dataset="digits", layers=(1,)))
+    solvers = {(row["solver"], row["tolerance"]) for row in rows}
+    assert solvers == {(s, 1e-3) for s in ("sweep", "euler", "rk4", "dopri5")} | {("sweep", 1e-6)}
+    assert {(row["circuit"], row["phase"]) for row in rows} == {
+        ("hopfield, fresh", "free"),
+        ("hopfield, trained", "free"),
+        ("hopfield, trained", "nudged"),
+        ("feedforward", "free"),
+        ("feedforward", "nudged"),
+    }
+    assert all(row["settled"] == 1 and math.isfinite(row["over products"]) for row in rows)
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="rounds = 0"):
+        settling.Config(rounds=0)
+    with pytest.raises(ValueError, match=r"batches = \(0,\)"):
+        settling.Config(batches=(0,))
+    with pytest.raises(ValueError, match="batch = 0"):
+        step_time.Config(batch=0)
