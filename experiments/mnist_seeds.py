@@ -36,7 +36,8 @@ class Row:
 IDEAL = Config(cell="none", solver="sweep")
 CELLS = replace(IDEAL, cell="soft-bounds-6bit")
 HOPFIELD = replace(IDEAL, circuit="hopfield", phases="centred", gamma=1.0, lr=0.03)
-DEEP = replace(IDEAL, hidden=(256, 256), epochs=3)
+# what has not settled in 200 sweeps, ten times what is needed, will not
+DEEP = replace(IDEAL, hidden=(256, 256), epochs=3, max_evaluations=200)
 
 ROWS: dict[str, Row] = {
     "backprop, Adam": Row(IDEAL, 2),

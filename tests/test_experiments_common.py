@@ -72,8 +72,8 @@ def test_generator_repeats():
 
 def test_launch_reads_the_command_line(monkeypatch):
     seen = []
-    line = "--beta 0.5 --sizes 4 3 2 --seed 7 --out folder --resume".split()
-    assert launched(monkeypatch, seen.append, *line) == 0
+    line = "--beta 0.5 --sizes 4 3 2 --seed 7 --out folder --resume"
+    assert launched(monkeypatch, seen.append, *line.split()) == 0
     assert seen == [Config(beta=0.5, sizes=(4, 3, 2), seed=7, out=Path("folder"), resume=True)]
 
 
@@ -110,8 +110,9 @@ def test_launch_hides_no_bug(monkeypatch):
 
 
 def test_table_formats_cells_and_dashes_what_is_not_there(capsys):
-    rows = [{"learner": "[EP]", "accuracy": 0.5, "residual": 1e-6}, {"learner": "backprop", "residual": float("nan")}]
-    print_table("title", rows, {"learner": "", "accuracy": ".1%", "residual": ".1e"})
+    full, sparse = {"learner": "[EP]", "accuracy": 0.5, "residual": 1e-6}, {"learner": "backprop"}
+    formats = {"learner": "", "accuracy": ".1%", "residual": ".1e"}
+    print_table("title", [full, {**sparse, "residual": float("nan")}], formats)
     cells = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines()]
     assert ["", "[EP]", "50.0%", "1.0e-06", ""] in cells
     assert ["", "backprop", "-", "-", ""] in cells
