@@ -218,8 +218,8 @@ class _OverRelaxation:
 
     Each look, the rate lambda of the changes gives the Jacobi radius mu by
     (lambda + w - 1)^2 = lambda w^2 mu^2, and mu the best factor 2 / (1 + sqrt(1 - mu^2)) (Young 1954). A rate
-    at or below w - 1 says that w is past the optimum. While units still reach and leave their walls, rates are near 1
-    and say little: the factor stays below 1.75, where slowly settling networks gained most.
+    at or below w - 1 says that w is past the optimum. While units still reach and leave their walls the rate
+    is near 1 and says little: the factor stays below 1.76, else it has to find its way back from 2.
     """
 
     largest_mu2 = 0.98

@@ -1,14 +1,15 @@
 """How long an equilibrium takes, over the time of its matrix products alone.
 
-The floor of a row does nothing but products: x W1' + b once where the phase computes it (the free phase), and then,
-as often as the solver swept or evaluated the flow, each further weight matrix once upwards and once downwards (the
-free sweep of the feedforward circuit, a forward pass, only upwards). They are of the same shapes and type, written to
-tensors allocated before, the narrow output product in the faster of its two orientations. A settle does that,
-measures the residual of what it returns (as many products as one more sweep), and in a nudged phase first
-turns the free state into an origin to deviate from (as many again).
+The floor of a row does nothing but products. In a free phase x W1' + b once; then, as often as the solver
+swept or evaluated the flow, every further weight matrix once upwards and once downwards (only upwards for
+the free sweep of the feedforward circuit, a forward pass). They are of the same shapes and type, written to
+tensors allocated before, and products with an output matrix in the faster of their orientations.
 
-Fresh Hopfield weights are scaled so that the coupling norm is below 1: one free equilibrium, reached in more than a
-few sweeps. Training makes it harder: trained networks have learnt by EP with Muon.
+A settle does these, measures the residual of what it returns (as many products as one more sweep), and
+before a nudged phase turns the free state into an origin to deviate from (at most as many again).
+
+Fresh Hopfield weights have a coupling norm below 1: one free equilibrium, reached in more than a few sweeps.
+Training makes it harder: the trained networks have learnt by EP with Muon.
 """
 
 from __future__ import annotations
@@ -178,11 +179,11 @@ def time_settling(
 def products(
     drive: tuple[Tensor, Tensor, Tensor] | None, weights: list[Tensor], batch: int, count: int, one_way: bool
 ) -> Callable[[], None]:
-    """The floor: `drive` (x, W1, b) once, the other `weights` `count` times upwards and, unless `one_way`, down."""
+    """The floor: `drive` (x, W1, b) once, the other weights `count` times upwards, unless `one_way` down too."""
     layers = [torch.rand(batch, w.shape[1]).to(w) for w in weights]
     outputs = [torch.rand(batch, w.shape[0]).to(w) for w in weights]
-    # W s' takes half the time of s W' for the few rows of an output matrix, and no less for others
-    transposed = [torch.empty(len(w), batch).to(w) if len(w) <= 16 else None for w in weights]
+    # W s' takes half the time of s W' for the ten rows of an output matrix, and as long for others
+    transposed = [torch.empty(len(w), batch).to(w) if w is weights[-1] else None for w in weights]
 
     def run() -> None:
         if drive is not None:

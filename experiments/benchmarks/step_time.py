@@ -3,7 +3,7 @@
 Timed in turn on the same batch, ReLU networks with He initialisation:
 - gradient: an estimate of the gradient of the mean cross-entropy, over `nn.Sequential`'s forward pass,
   `F.cross_entropy` and `backward()`;
-- step: the same and a Muon update of the weights (`CompositeOptimizer`), over that `backward()` and the same update.
+- step: the same and a Muon update of the weights (`CompositeOptimizer`), over autograd and the same update.
 
 The methods: autograd (the reference); one_sweep (which equals backprop and is no equilibrium); Equilibrium
 Propagation with all phases settled by sweeps to `EPGradient`'s own tolerances, one-sided and centred.
@@ -71,7 +71,7 @@ def run(config: Config) -> list[dict[str, object]]:
     batch, rounds = (32, 2) if config.smoke else (config.batch, config.rounds)
     x, y = data.train_x[:batch], data.train_y[:batch]
     rows = []
-    for hidden in ((8,), (8, 8)) if config.smoke else HIDDEN:
+    for hidden in ((64,), (64, 64)) if config.smoke else HIDDEN:
         sizes = (data.features, *hidden, data.classes)
         circuit = FeedforwardCircuit.from_sizes(sizes, rng=generator(config.seed)).to(config.device)
         rows += time_network(circuit, x, y, config.beta, rounds)
@@ -106,8 +106,12 @@ def time_network(
         autograd()
         muon.step()
 
-    gradients = alternately({"autograd": autograd, **{k: gradient(m) for k, m in methods.items()}}, rounds)
-    steps = alternately({"autograd": autograd_step, **{k: step(m) for k, m in methods.items()}}, rounds)
+    gradients = alternately(
+        {"autograd": autograd, **{name: gradient(method) for name, method in methods.items()}}, rounds
+    )
+    steps = alternately(
+        {"autograd": autograd_step, **{name: step(method) for name, method in methods.items()}}, rounds
+    )
     rows = []
     for name in gradients:
         phases = []
