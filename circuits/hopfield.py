@@ -77,6 +77,7 @@ class HopfieldSystem(System):
         self._rate: list[float] = []
 
     def _recentre(self, free: Tensor) -> None:
+        self.offsets = self.fields  # where this one already counts from another origin
         pull = torch.cat(self._pulls(self.layout.split(free)), dim=1)
         self.origin = torch.clamp(pull, self.lower, self.upper)
         self.offsets = list(self.layout.split(pull - self.origin))
