@@ -38,7 +38,9 @@ class Chip:
         for name in circuit.weights:
             weight = circuit.params()[name].detach()
             if not bool(torch.isfinite(weight).all()):
-                raise ValueError(f"{name} holds NaN or infinity; check the network before making a chip of it")
+                raise ValueError(
+                    f"{name} holds NaN or infinity; check the network before making a chip of it"
+                )
             w_max = w_range * weight.square().mean().sqrt().item()
             self.crossbars[name] = Crossbar(
                 tuple(weight.shape), device, w_max, rng, rounding=rounding, dtype=weight.dtype
