@@ -22,7 +22,7 @@ from mep_sim.optimizers import (
 )
 from mep_sim.settling import Sweep, settle
 
-# name -> (rule, learning rate); rates were chosen on the validation split (python -m experiments.mnist_seeds)
+# name -> (rule, learning rate); muon's rate was chosen on the validation split, the others are only usual ones
 UPDATES: dict[str, tuple[UpdateStrategy, float]] = {
     "muon": (MuonUpdate(), 0.05),
     "dion": (DionUpdate(), 0.02),

@@ -133,14 +133,13 @@ def _integrate(system: System, z: Tensor, solver: ODE, save_at: Tensor | None) -
     if solver.step is not None:
         ceiling = min(solver.step, ceiling) if solver.method in _ADAPTIVE else solver.step
     transient = None
-    with torch.no_grad():
-        if save_at is not None:
-            watched.stop_when_settled = False
-            save_at = _save_times(save_at).to(z.device)
-            states = watched.solve(z, save_at, ceiling)
-            transient = _record(system, save_at, states)
-            watched.stop_when_settled, z, watched.time = True, states[-1], float(save_at[-1])
-        z = watched.solve_until_settled(z, ceiling)
+    if save_at is not None:
+        watched.stop_when_settled = False
+        save_at = _save_times(save_at).to(z.device)
+        states = watched.solve(z, save_at, ceiling)
+        transient = _record(system, save_at, states)
+        watched.stop_when_settled, z, watched.time = True, states[-1], float(save_at[-1])
+    z = watched.solve_until_settled(z, ceiling)
     return _report(system, z, solver, watched.evaluations, watched.settled_at, transient)
 
 

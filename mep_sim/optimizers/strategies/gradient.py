@@ -106,17 +106,16 @@ class EPGradient(GradientStrategy):
             output = system.readout(free.state)
             c = cost(self.loss_type)
             loss = c.value(output, c.target(target, output)).mean()
+            around = system.around(free)
             if self.phases == "one_sweep":
-                around = system.around(free).nudged(c, target, self.beta)
-                return Estimate(around.one_sweep(), loss, output, free)
+                return Estimate(around.nudged(c, target, self.beta).one_sweep(), loss, output, free)
             signs = (1,) if self.phases == "one_sided" else (1, -1)
-            around = None if self.independent_reads else system.around(free)
             if self.phases == "centred":
-                _check_beta(system.around(free), c, self.beta)
+                _check_beta(around, c, self.beta)
             contrasts, nudged, gaps = [], [], []
             energy = system.energy(free.state)
             for sign in signs:
-                base = circuit.bind(read(), x) if around is None else around
+                base = circuit.bind(read(), x) if self.independent_reads else around
                 phase = base.nudged(c, target, sign * self.beta)
                 at = self._settle_nudged(phase, free)
                 contrasts.append(phase.contrast(free, at))
