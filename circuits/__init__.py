@@ -4,6 +4,7 @@ from circuits.base import EnergyCircuit, Equilibrium, Layout, Nudge, Params, Sys
 from circuits.costs import Cost, CrossEntropy, SquaredError, cost
 from circuits.feedforward import FeedforwardCircuit, FeedforwardSystem
 from circuits.hopfield import HopfieldCircuit, HopfieldSystem
+from circuits.residual import Residual
 
 __all__ = [
     "Cost",
@@ -17,6 +18,7 @@ __all__ = [
     "Layout",
     "Nudge",
     "Params",
+    "Residual",
     "SquaredError",
     "System",
     "Transient",

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 class Activation:
     """phi, its slope and its exact difference; all map tensors of any shape to the same shape.
 
-    `lower`: the least value a unit with this activation takes; states are held above it where the
-    activation has a kink (see `FeedforwardCircuit`), -inf where nothing needs holding.
+    `lower`, `upper`: the range of an activation with kinks at its ends, which states are held in (see
+    `FeedforwardCircuit`); infinite where nothing needs holding.
     `gain`: the He/Glorot gain of the layer that feeds it.
     `max_slope`: sup |phi'|.
+    `analytic`: value and slope take complex numbers.
     """
 
     name: str
@@ -30,12 +31,28 @@ class Activation:
     slope: Callable[[Tensor], Tensor]
     difference: Callable[[Tensor, Tensor], Tensor]
     lower: float = -math.inf
+    upper: float = math.inf
     gain: float = 1.0
     max_slope: float = 1.0
+    analytic: bool = True
+
+    @property
+    def is_kinked(self) -> bool:
+        return math.isfinite(self.lower) or math.isfinite(self.upper)
 
 
 def _relu_difference(a: Tensor, delta: Tensor) -> Tensor:
     return torch.maximum(delta + a.clamp(max=0), -a.clamp(min=0))
+
+
+def _hard_sigmoid(a: Tensor) -> Tensor:
+    return (a / 6 + 0.5).clamp(0, 1)
+
+
+def _hard_sigmoid_difference(a: Tensor, delta: Tensor) -> Tensor:
+    straight = a / 6 + 0.5
+    value = straight.clamp(0, 1)
+    return (delta / 6 + (straight - value)).clamp(-value, 1 - value)
 
 
 def _tanh_difference(a: Tensor, delta: Tensor) -> Tensor:
@@ -77,6 +94,9 @@ def _gelu_difference(a: Tensor, delta: Tensor) -> Tensor:
 
 
 def _softplus(a: Tensor) -> Tensor:
+    if a.is_complex():
+        positive = torch.where(a.real > 0, a, -a)  # so that the exponential does not overflow
+        return torch.log1p(torch.exp(-positive)) + torch.where(a.real > 0, a, 0)
     return F.softplus(a, threshold=80.0)  # torch's default of 20 is a visible kink in float64
 
 
@@ -88,6 +108,17 @@ RELU = Activation(
     _relu_difference,
     lower=0.0,
     gain=math.sqrt(2),
+    analytic=False,
+)
+HARD_SIGMOID = Activation(
+    "hard_sigmoid",
+    _hard_sigmoid,
+    lambda a: (a.abs() < 3).to(a.dtype) / 6,
+    _hard_sigmoid_difference,
+    lower=0.0,
+    upper=1.0,
+    max_slope=1 / 6,
+    analytic=False,
 )
 TANH = Activation("tanh", torch.tanh, lambda a: 1 - torch.tanh(a) ** 2, _tanh_difference, gain=5 / 3)
 SIGMOID = Activation(
@@ -98,10 +129,19 @@ SIGMOID = Activation(
     max_slope=0.25,
 )
 SOFTPLUS = Activation("softplus", _softplus, torch.sigmoid, _softplus_difference, gain=math.sqrt(2))
-GELU = Activation("gelu", F.gelu, _gelu_slope, _gelu_difference, gain=math.sqrt(2), max_slope=1.13)
+GELU = Activation(  # analytic too, but torch has no complex erf
+    "gelu", F.gelu, _gelu_slope, _gelu_difference, gain=math.sqrt(2), max_slope=1.13, analytic=False
+)
 
-_BY_NAME = {phi.name: phi for phi in (LINEAR, RELU, TANH, SIGMOID, SOFTPLUS, GELU)}
-_MODULES = {"linear": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
+_BY_NAME = {phi.name: phi for phi in (LINEAR, RELU, HARD_SIGMOID, TANH, SIGMOID, SOFTPLUS, GELU)}
+_MODULES = {
+    "linear": nn.Identity,
+    "relu": nn.ReLU,
+    "hard_sigmoid": nn.Hardsigmoid,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "gelu": nn.GELU,
+}
 
 
 def activation(name: str) -> Activation:

@@ -6,27 +6,39 @@ dynamics ds/dt descend it. Everything is dimensionless here; a physical circuit 
 
 from __future__ import annotations
 
+import cmath
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from circuits.costs import Cost
 
 Params = Mapping[str, Tensor]
-"""Weights and biases by name, as read: W_l is (n_l, n_{l-1}), b_l is (n_l,)."""
+"""Weights, biases and dropout masks by name, as read: W_l is (n_l, n_{l-1}), b_l is (n_l,)."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Names the slices of a flat state (B, n): one tensor for the solver, views for people."""
+    """Names the slices of a flat state (B, n): one tensor for the solver, views for people.
+
+    sizes: units of each layer; shapes: of one sample's layer, (size,) unless given.
+    """
 
     sizes: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.shapes:
+            object.__setattr__(self, "shapes", tuple((size,) for size in self.sizes))
+
+    @classmethod
+    def of(cls, shapes: tuple[tuple[int, ...], ...]) -> Layout:
+        return cls(tuple(map(math.prod, shapes)), shapes)
 
     @property
     def n(self) -> int:
@@ -85,11 +97,11 @@ class Equilibrium:
 
 @dataclass(frozen=True)
 class Nudge:
-    """beta C(output, target) added to the energy; `target` is a (B, C) tensor."""
+    """beta C(output, target) added to the energy; `target` is a (B, C) tensor; beta is complex on a contour."""
 
     cost: Cost
     target: Tensor
-    beta: float
+    beta: float | complex
 
     def force(self, output: Tensor) -> Tensor:
         return -self.beta * self.cost.gradient(output, self.target)
@@ -112,6 +124,7 @@ class System(ABC):
         self.layout = layout
         self.drive = drive  # (B, n_1): the input's constant contribution W_1 x + b_1
         self.lower, self.upper = lower, upper  # (n,): the box the states live in
+        self.is_held = bool(torch.isfinite(lower).any() or torch.isfinite(upper).any())
         self.nudge: Nudge | None = None
         self.origin: Tensor | None = None
 
@@ -146,14 +159,26 @@ class System(ABC):
         bound will do where it is above `enough`."""
 
     @abstractmethod
+    def margin(self, cost: Cost, beta: float) -> float:
+        """How far from losing its unique equilibrium the circuit is for sure, nudged by either sign of beta: 1 is
+        a circuit without feedback, and above 0 the equilibrium is unique."""
+
+    @abstractmethod
+    def rebind(self, params: Params) -> System:
+        """The same input (and dropout masks) with other parameters, free and in plain states."""
+
+    @abstractmethod
     def _recentre(self, free: Tensor) -> None:
         """Turn this copy's coordinates into deviations from the free state (B, n); sets `origin`."""
 
     # -- what follows -----------------------------------------------------------------------------
 
-    def nudged(self, cost: Cost, target: Tensor, beta: float) -> System:
+    def observe(self, free: Equilibrium) -> None:
+        """Let running statistics see a settled free phase; for a circuit that keeps some, in training mode."""
+
+    def nudged(self, cost: Cost, target: Tensor, beta: float | complex) -> System:
         """The same system with beta C(output, target) added to its energy."""
-        if not math.isfinite(beta) or beta == 0:
+        if not cmath.isfinite(beta) or beta == 0:
             raise ValueError(f"beta = {beta} is no nudge; choose a finite beta other than 0, such as 0.1")
         nudged = copy.copy(self)
         nudged.nudge = Nudge(cost, cost.target(target, self.readout(self.initial_state())), beta)
@@ -168,7 +193,8 @@ class System(ABC):
     def initial_state(self) -> Tensor:
         """Coordinates to start from, (B, n): all zero, projected on the box."""
         zero = self.drive.new_zeros(len(self.drive), self.layout.n)
-        return zero if self.origin is not None else zero.clamp(self.lower, self.upper)
+        is_free = self.origin is not None or not self.is_held
+        return zero if is_free else zero.clamp(self.lower, self.upper)
 
     def state(self, z: Tensor) -> Tensor:
         return z if self.origin is None else self.origin + z
@@ -183,6 +209,8 @@ class System(ABC):
         A masked gradient would overshoot the box and freeze outside it; this form has the
         constrained equilibria as its only fixed points and is continuous.
         """
+        if not self.is_held:
+            return self.force(z)
         s = self.state(z)
         return torch.clamp(self.force(z), self.lower - s, self.upper - s)
 
@@ -194,43 +222,51 @@ class System(ABC):
 class EnergyCircuit(nn.Module, ABC):
     """A network with an energy. Adding a circuit is writing its `System`.
 
-    `weights` and `biases` name its parameters layer by layer; a layer without a bias has None.
+    `weights` names its weight matrices and kernels in layer order; what else it learns is digital on a chip.
     """
 
     layout: Layout
     weights: tuple[str, ...]
-    biases: tuple[str | None, ...]
 
     @abstractmethod
     def bind(self, params: Params, x: Tensor) -> System:
-        """The system for this input x (B, d), so that W_1 x + b_1 is computed once."""
+        """The system for this input x (B, ...), so that what x alone decides is computed once."""
+
+    @abstractmethod
+    def check_input(self, x: Tensor) -> Tensor:
+        """x as `bind` wants it, or a ValueError that says what the circuit takes."""
+
+    @abstractmethod
+    def inputs_of(self, layer: int) -> tuple[int, ...]:
+        """The states that the synapses of a layer read, -1 for x."""
+
+    @abstractmethod
+    def layer_parameters(self, layer: int) -> tuple[str, ...]:
+        """Names of what a layer's synapses are."""
+
+    @abstractmethod
+    def local_contrast(
+        self,
+        layer: int,
+        params: Params,
+        inputs: Sequence[tuple[Tensor, Tensor]],
+        own: tuple[Tensor, Tensor],
+        beta: float,
+    ) -> Params:
+        """The EP contrast of one layer, mean over the batch, from nothing but what is at its synapses.
+
+        params: its `layer_parameters`; inputs: for each of its `inputs_of` the pair (free state (B, n), deviation
+        (B, n)), of x the deviation is not looked at; own: the pair of its own state.
+        """
 
     def params(self) -> dict[str, Tensor]:
         """The circuit's own parameters: what an ideal chip would read."""
         return dict(self.named_parameters())
 
-    def in_order(self, params: Params) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Weights and biases of `params` in layer order."""
-        return [params[w] for w in self.weights], [None if b is None else params[b] for b in self.biases]
-
-    def check_input(self, x: Tensor, features: int) -> Tensor:
+    def check_dense(self, x: Tensor, features: int) -> Tensor:
         """x as (B, features) in floating point, or a ValueError."""
-        if x.ndim < 2 or not x.is_floating_point() or x[0].numel() != features:
+        if x.ndim < 2 or not (x.is_floating_point() or x.is_complex()) or x[0].numel() != features:
             raise ValueError(
                 f"input of shape {tuple(x.shape)} and type {x.dtype}; this circuit takes floats (B, {features})"
             )
         return x.flatten(1)
-
-
-def block_norm(norms: np.ndarray) -> float:
-    """A bound of a block matrix's norm from the norms of its blocks; inf where one is."""
-    return float(np.linalg.norm(norms, 2)) if np.isfinite(norms).all() else math.inf
-
-
-def spectral_norm(weight: Tensor) -> float:
-    """The largest singular value, exactly, from the smaller Gram matrix; inf where an entry is not finite."""
-    w = weight.detach()
-    gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
-    if not torch.isfinite(gram.sum()):
-        return math.inf
-    return math.sqrt(max(torch.linalg.eigvalsh(gram)[-1].item(), 0.0))

@@ -49,8 +49,11 @@ class Cost(ABC):
         """dC/do, shape (B, C)."""
 
     @abstractmethod
-    def relax(self, pull: Tensor, origin: Tensor | float, target: Tensor, beta: float) -> Tensor:
-        """The d that solves d = pull - beta C'(origin + d): where a nudged output unit comes to rest.
+    def relax(
+        self, pull: Tensor, origin: Tensor | float, target: Tensor, beta: float | complex, guess: Tensor
+    ) -> Tensor:
+        """The d that solves d = pull - beta C'(origin + d), where a nudged output unit comes to rest, or a step
+        towards it from `guess`: repeated, it gets there.
 
         With origin 0 it is the proximal map of beta C; with an origin it stays exact for small d.
         """
@@ -66,7 +69,9 @@ class SquaredError(Cost):
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
         return output - target
 
-    def relax(self, pull: Tensor, origin: Tensor | float, target: Tensor, beta: float) -> Tensor:
+    def relax(
+        self, pull: Tensor, origin: Tensor | float, target: Tensor, beta: float | complex, guess: Tensor
+    ) -> Tensor:
         return (pull - beta * (origin - target)) / (1 + beta)
 
 
@@ -75,27 +80,35 @@ class CrossEntropy(Cost):
     """C = -sum y log softmax(o); the output is the logits. Its Hessian diag(p) - p p' is at most 1/2."""
 
     curvature = 0.5
+    gentle = 0.3  # |beta| up to which a step of the fixed-point iteration shrinks the error enough
+
+    def target(self, target: Tensor, output: Tensor) -> Tensor:
+        """A distribution (B, C); of class indices as booleans."""
+        checked = super().target(target, output)
+        return checked if target.shape == output.shape else checked.real.bool()
 
     def value(self, output: Tensor, target: Tensor) -> Tensor:
-        return -(target * F.log_softmax(output, 1)).sum(1)
+        return -(target * _log_softmax(output)).sum(1)
 
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
-        return self._gradient(torch.softmax(output, 1), target)
+        return self._gradient(_softmax(output), target)
 
     @staticmethod
     def _gradient(p: Tensor, target: Tensor) -> Tensor:
-        # p - y = p (1 - y) - y (1 - p) with 1 - p_k summed over the other classes: near certainty
-        # 1 - p would round to nothing in float32, while the p_j of the others keep their digits.
-        # Exact for one-hot y; for a soft y (sum 1) the last term restores p - y.
-        others = p * (1 - target)
-        exact = others - target * others.sum(1, keepdim=True)
-        return exact + target * (p - (p * target).sum(1, keepdim=True))
+        if target.dtype != torch.bool:
+            return p - target
+        # of the class itself as minus the sum of the others: near certainty p - 1 would round to nothing
+        others = p.masked_fill(target, 0)
+        return torch.where(target, -others.sum(1, keepdim=True), others)
 
-    def relax(self, pull: Tensor, origin: Tensor | float, target: Tensor, beta: float) -> Tensor:
-        d = pull
-        # from the pull, three steps solve it to rounding for the usual small nudges
-        for _ in range(3 if abs(beta) <= 0.3 else 7):
-            p = torch.softmax(origin + d, 1)
+    def relax(
+        self, pull: Tensor, origin: Tensor | float, target: Tensor, beta: float | complex, guess: Tensor
+    ) -> Tensor:
+        if abs(beta) <= self.gentle:
+            return pull - beta * self.gradient(origin + guess, target)
+        d = guess
+        for _ in range(7 if abs(beta) <= 1 else 15):
+            p = _softmax(origin + d)
             miss = d - pull + beta * self._gradient(p, target)
             # Newton: (I + beta (diag p - p p')) step = miss, by Sherman-Morrison
             diagonal = 1 + beta * p
@@ -103,8 +116,21 @@ class CrossEntropy(Cost):
             diagonal = torch.where(diagonal.abs() < 1e-3, 1e-3, diagonal)
             q, r = p / diagonal, miss / diagonal
             step = r + q * (beta * (p * r).sum(1, keepdim=True) / (1 - beta * (p * q).sum(1, keepdim=True)))
-            d = d - step
+            # within e^2 of a probability its slope still says something
+            d = d - step * (2 / step.abs().amax(1, keepdim=True).clamp(min=1e-30)).clamp(max=1)
         return d
+
+
+def _softmax(output: Tensor) -> Tensor:
+    """Also of complex logits, which torch's own does not take."""
+    return _log_softmax(output).exp() if output.is_complex() else torch.softmax(output, 1)
+
+
+def _log_softmax(output: Tensor) -> Tensor:
+    if not output.is_complex():
+        return F.log_softmax(output, 1)
+    shifted = output - output.real.amax(1, keepdim=True)
+    return shifted - shifted.exp().sum(1, keepdim=True).log()
 
 
 _COSTS = {"mse": SquaredError(), "cross_entropy": CrossEntropy()}

@@ -1,7 +1,8 @@
 """The MEP energy on a feedforward network: E = 1/2 sum_i |s_i - f_i(s_{i-1})|^2 (+ beta C at the output).
 
-f_i(s) = phi_i(W_i s + b_i), s_0 = x. The errors e_i = s_i - f_i(s_{i-1}) are the prediction errors of
-predictive coding (Whittington & Bogacz 2017, eq. 2.7); the free equilibrium is the forward pass, e = 0.
+f_i is a block of modules that predicts state i from the one below (`circuits.blocks`), s_0 = x. The errors
+e_i = s_i - f_i(s_{i-1}) are the prediction errors of predictive coding (Whittington & Bogacz 2017, eq. 2.7);
+the free equilibrium is the forward pass, e = 0.
 
 A kink needs care. With ReLU and two or more hidden layers, a unit whose pre-activation is pushed through
 zero by a negative error has no resting point: the force jumps, the state slides along the kink for ever
@@ -15,36 +16,58 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from circuits.activations import LINEAR, Activation, activation, as_module, from_module
-from circuits.base import EnergyCircuit, Equilibrium, Layout, Params, System, block_norm, spectral_norm
+from circuits.acceleration import Secant, UnitSecant, largest_eigenvalue
+from circuits.activations import activation, as_module
+from circuits.base import EnergyCircuit, Equilibrium, Layout, Params, System
+from circuits.blocks import INPUT, Block, Tapes, parse
 from circuits.costs import Cost
+from circuits.norms import block_norm
 
 
 class FeedforwardCircuit(EnergyCircuit):
-    """A chain of Linear layers and activations with the MEP energy, sharing the Parameters of `model`.
+    """A model of layers in sequence with the MEP energy, sharing the Parameters of `model`.
 
-    `constrain`: hold the states of units with a kinked activation (ReLU) in its range; see the module.
+    model: an nn.Sequential of the modules in `circuits.blocks.SUPPORTED`, with a linear output (B, C).
+    constrain: hold the states of units with a kinked activation in its range; see the module.
+    dropout: None leaves Dropout out while settling; a generator draws one mask per `bind` in training mode,
+    which all phases share.
+    input_shape: of one sample, to know the layout before the first `bind`; models that begin with a Linear
+    layer know it.
     """
 
-    def __init__(self, model: nn.Sequential, constrain: bool = True):
+    def __init__(
+        self,
+        model: nn.Sequential,
+        constrain: bool = True,
+        dropout: torch.Generator | None = None,
+        input_shape: tuple[int, ...] | None = None,
+    ):
         super().__init__()
-        linears, self.activations = _parse(model)
-        self.model = model
-        self.features = linears[0][1].in_features
-        self.layout = Layout(tuple(linear.out_features for _, linear in linears))
-        self.weights = tuple(f"model.{name}.weight" for name, _ in linears)
-        self.biases = tuple(None if linear.bias is None else f"model.{name}.bias" for name, linear in linears)
-        self.constrain = constrain
+        self.plans = parse(model)
+        self.model, self.constrain, self.dropout = model, constrain, dropout
+        sites = [site for plan in self.plans for site in plan.sites]
+        self.weights = tuple(f"{site.name}.weight" for site in sites if site.has_weight)
+        self._first = next(site for site in sites if not isinstance(site.module, nn.Flatten))
+        first = self._first.module
+        self.features = first.in_features if isinstance(first, nn.Linear) else None
+        self._shapes: dict[tuple[int, ...], tuple[Layout, dict[str, torch.Size]]] = {}
+        self._layout: Layout | None = None
+        if self.features is not None:
+            input_shape = (self.features,)
+        if input_shape is not None:
+            dtype = torch.int64 if isinstance(first, nn.Embedding) else next(self.parameters()).dtype
+            like = next(self.parameters()).new_zeros((1, *input_shape), dtype=dtype)
+            self._layout, _ = self._measure(self.check_input(like))
 
     @classmethod
-    def from_sequential(cls, model: nn.Sequential, constrain: bool = True) -> FeedforwardCircuit:
-        return cls(model, constrain)
+    def from_sequential(cls, model: nn.Sequential, constrain: bool = True, **options) -> FeedforwardCircuit:
+        return cls(model, constrain, **options)
 
     @classmethod
     def from_sizes(
@@ -73,168 +96,369 @@ class FeedforwardCircuit(EnergyCircuit):
         """The free equilibrium's output, which is the plain forward pass."""
         return self.model(x)
 
+    # -- shapes -----------------------------------------------------------------------------------
+
+    @property
+    def layout(self) -> Layout:
+        """Of the last input bound; known from the start where `features` or `input_shape` is."""
+        if self._layout is None:
+            raise ValueError(
+                "the layout depends on the input's shape: give input_shape=, or bind an input first"
+            )
+        return self._layout
+
+    def check_input(self, x: Tensor) -> Tensor:
+        """x as the model takes it, or a ValueError. A model that begins with a Linear layer takes any (B, ...)
+        of as many numbers."""
+        if self.features is not None:
+            return self.check_dense(x, self.features)
+        m, problem = self._first.module, None
+        if isinstance(m, nn.Embedding):
+            if x.ndim < 2 or x.dtype not in (torch.int64, torch.int32):
+                problem = "integer indices (B, ...)"
+            elif not x.is_cuda and x.numel() and not 0 <= int(x.min()) <= int(x.max()) < m.num_embeddings:
+                problem = f"indices from 0 to {m.num_embeddings - 1}"
+        elif not (x.is_floating_point() or x.is_complex()) or x.ndim < 2:
+            problem = "floats (B, ...)"
+        elif isinstance(m, nn.Conv2d) and (x.ndim != 4 or x.shape[1] != m.in_channels):
+            problem = f"images (B, {m.in_channels}, H, W)"
+        if problem is not None:
+            raise ValueError(
+                f"input of shape {tuple(x.shape)} and type {x.dtype}; this circuit takes {problem}"
+            )
+        return x
+
+    @torch.no_grad()
+    def _measure(self, x: Tensor) -> tuple[Layout, dict[str, torch.Size]]:
+        """The layout for inputs like x, and the shapes of one sample at every Dropout, by running one."""
+        key = tuple(x.shape[1:])
+        if key not in self._shapes:
+            params = {name: p.detach() for name, p in self.params().items()}
+            dropouts = [s for plan in self.plans for s in plan.sites if isinstance(s.module, nn.Dropout)]
+            whole = {site.mask: next(iter(params.values())).new_ones(()) for site in dropouts}
+            states, at = [x[:1]], {}
+            try:
+                for plan in self.plans:
+                    block = plan.bind({**params, **whole})
+                    tapes, f = block.run(states[-1], None if plan.skip is None else states[plan.skip + 1])
+                    states.append(f)
+                    for sites, tape in zip((plan.head, plan.shortcut, plan.tail), tapes, strict=True):
+                        if tape is not None:
+                            at |= {s.name: i.shape[1:] for s, i in zip(sites, tape.base, strict=True)}
+            except RuntimeError as error:
+                raise ValueError(f"the model does not take inputs of shape {key}: {error}") from error
+            if states[-1].ndim != 2:
+                raise ValueError(
+                    f"the output has shape {tuple(states[-1].shape)}; end the model so that it is (B, C), "
+                    "with Flatten() say"
+                )
+            shapes = tuple(tuple(s.shape[1:]) for s in states[1:])
+            self._shapes[key] = Layout.of(shapes), {s.mask: at[s.name] for s in dropouts}
+        return self._shapes[key]
+
+    # -- binding ----------------------------------------------------------------------------------
+
     def bind(self, params: Params, x: Tensor) -> FeedforwardSystem:
-        return FeedforwardSystem(self, params, self.check_input(x, self.features))
+        """The system at x (B, ...); `params` may hold dropout masks, else they are drawn where there are any."""
+        x = self.check_input(x)
+        layout, masked = self._measure(x.real if x.is_complex() else x)
+        self._layout = layout
+        missing = [name for name in masked if name not in params]
+        if missing and self.dropout is not None and self.training:
+            params = {**params, **self._draw_masks({name: masked[name] for name in missing}, x)}
+        return FeedforwardSystem(self, layout, params, x)
+
+    def _draw_masks(self, shapes: Mapping[str, torch.Size], x: Tensor) -> dict[str, Tensor]:
+        dtype = next(self.parameters()).dtype
+        masks = {}
+        for plan in self.plans:
+            for site in plan.sites:
+                if site.mask in shapes:
+                    keep = 1 - site.module.p
+                    mask = torch.empty((len(x), *shapes[site.mask]), dtype=dtype, device=x.device)
+                    masks[site.mask] = mask.bernoulli_(keep, generator=self.dropout) / max(keep, 1e-30)
+        return masks
+
+    def not_analytic(self) -> tuple[str, ...]:
+        """The modules that have no complex continuation here."""
+        real_only = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.Embedding)
+        sites = [site for plan in self.plans for site in plan.sites]
+        return tuple(
+            str(s)
+            for s in sites
+            if isinstance(s.module, real_only) or (s.phi is not None and not s.phi.analytic)
+        )
+
+    # -- one layer on its own ---------------------------------------------------------------------
+
+    def inputs_of(self, layer: int) -> tuple[int, ...]:
+        """The states that layer's block reads, -1 for x: the one below, and one a residual skips from."""
+        skip = self.plans[layer].skip
+        return (layer - 1,) if skip is None else (layer - 1, skip)
+
+    def layer_parameters(self, layer: int) -> tuple[str, ...]:
+        """Names of the parameters and dropout masks of that layer's block."""
+        plan = self.plans[layer]
+        learnt = (f"{s.name}.{p}" for s in plan.sites for p, _ in s.module.named_parameters(recurse=False))
+        return (*learnt, *(s.mask for s in plan.sites if isinstance(s.module, nn.Dropout)))
+
+    def local_contrast(
+        self,
+        layer: int,
+        params: Params,
+        inputs: Sequence[tuple[Tensor, Tensor]],
+        own: tuple[Tensor, Tensor],
+        beta: float,
+    ) -> Params:
+        """The contrast of one layer from what is at its synapses: its parameters, its inputs and its own state,
+        each state as (free (B, n), deviation (B, n))."""
+        free, moved = [], []
+        for i, (state, deviation) in zip(self.inputs_of(layer), inputs, strict=True):
+            shape = state.shape[1:] if i == INPUT else self.layout.shapes[i]
+            free.append(state.view(-1, *shape))
+            moved.append(None if i == INPUT else deviation.view(-1, *shape))
+        if len(free) == 1:
+            free.append(None)
+            moved.append(None)
+        block = self.plans[layer].bind(params)
+        tapes, _ = block.run(*free)
+        block = block.around(tapes)
+        tapes, f = block.move(tapes, *moved)
+        deviation = own[1].view(-1, *self.layout.shapes[layer])
+        error = deviation if f is None else deviation - f
+        return _gradient([(block, tapes, error)], -1 / (beta * len(error)))
 
 
 class FeedforwardSystem(System):
     """The MEP energy bound to parameters and an input; see `circuits.base.System`."""
 
-    patience = 8  # sweeps before damping: by then a contracting sample has settled
+    def __init__(self, circuit: FeedforwardCircuit, layout: Layout, params: Params, x: Tensor):
+        self.circuit, self.params, self.x = circuit, params, x
+        self.plain: list[Block] = [plan.bind(params) for plan in circuit.plans]
+        self.blocks = self.plain
+        # the first prediction depends on the input alone
+        skipped = None if self.blocks[0].skip is None else x
+        self.fixed: tuple[Tapes, Tensor] = self.blocks[0].run(x, skipped)
+        held = [plan.phi if circuit.constrain else None for plan in circuit.plans]
+        ranges = [(-math.inf, math.inf) if phi is None else (phi.lower, phi.upper) for phi in held]
+        drive = self.fixed[1].flatten(1)
+        lower, upper = (layout.fill(ends, drive.real) for ends in zip(*ranges, strict=True))
+        super().__init__(layout, drive, lower, upper)
+        self.ranges = ranges
+        # Around a free state the tapes are the free ones, and a prediction counts from its free value.
+        self.settled: list[Tapes] | None = None
+        self.walls = self._walls()
+        self._norms: list[tuple[float, float]] = []
+        self._start: Tensor | None = None
+        self._last: tuple | None = None  # (z, its version, tapes, errors)
 
-    def __init__(self, circuit: FeedforwardCircuit, params: Params, x: Tensor):
-        weights, biases = circuit.in_order(params)
-        floors = [phi.lower if circuit.constrain else -math.inf for phi in circuit.activations]
-        drive = torch.nn.functional.linear(x, weights[0], biases[0])
-        layout = circuit.layout
-        super().__init__(
-            layout, drive, layout.fill(tuple(floors), drive), layout.fill((math.inf,) * len(floors), drive)
-        )
-        self.x = x
-        self.names = tuple(zip(circuit.weights, circuit.biases, strict=True))
-        self.phi: tuple[Activation, ...] = circuit.activations
-        self.weights = weights
-        # Pre-activations are base + W z. Around a free state the base is the free pre-activation
-        # and a prediction counts from its free value; `settled` holds those bases.
-        self.biases = biases
-        self.settled: list[Tensor] | None = None
-        self._sigma: dict[int, float] = {}
-        self._last: tuple | None = None  # (z, its version, pre-activations, errors)
+    def rebind(self, params: Params) -> FeedforwardSystem:
+        return self.circuit.bind({**self.params, **params}, self.x)
+
+    def observe(self, free: Equilibrium) -> None:
+        if any(block.observes for block in self.plain):
+            tapes = self._errors(free.state)[0] if self.settled is None else self.settled
+            for block, tape in zip(self.plain, tapes, strict=True):
+                block.observe(tape)
 
     def _recentre(self, free: Tensor) -> None:
-        if self.origin is not None:
-            self.settled = self._last = None  # they count from another origin
+        if self.origin is not None:  # they count from another origin
+            self.blocks, self.settled, self.origin, self._last = self.plain, None, None, None
         self.settled, _ = self._errors(free)
-        self.origin, self._last = free, None
+        self.blocks = [block.around(tapes) for block, tapes in zip(self.plain, self.settled, strict=True)]
+        self.origin = free
+        self.walls = self._walls()
+        self._start = torch.zeros_like(free)
+        self._keep(self._start, self.settled, None)
+
+    def initial_state(self) -> Tensor:
+        return super().initial_state() if self._start is None else self._start
+
+    # -- coordinates ------------------------------------------------------------------------------
+
+    def _views(self, z: Tensor) -> list[Tensor]:
+        """The layers in their own shapes."""
+        parts = zip(self.layout.split(z), self.layout.shapes, strict=True)
+        return [part.view(len(part), *shape) for part, shape in parts]
+
+    def _walls(self) -> list[tuple[Tensor | float | None, ...] | None]:
+        """The ends of each held layer's range in the solver's coordinates (None: open), or None for a free layer."""
+        origins = [0.0] * len(self.ranges) if self.origin is None else self._views(self.origin)
+        return [
+            tuple(end - origin if math.isfinite(end) else None for end in ends)
+            if any(map(math.isfinite, ends))
+            else None
+            for ends, origin in zip(self.ranges, origins, strict=True)
+        ]
+
+    def _room(self, i: int, f: Tensor) -> tuple[Tensor | None, ...] | None:
+        """The least and the largest error layer i may have when it is predicted at f; None where any."""
+        wall = self.walls[i]
+        return None if wall is None else tuple(None if end is None else end - f for end in wall)
 
     # -- energy and force -------------------------------------------------------------------------
 
-    def _predict(self, i: int, below: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Pre-activation a_i and prediction f_i of layer i in the solver's coordinates."""
-        phi = self.phi[i]
-        if self.settled is None:
-            a = self.drive if i == 0 else nn.functional.linear(below, self.weights[i], self.biases[i])
-            return a, phi.value(a)
+    def _predict(self, i: int, layers: Sequence[Tensor]) -> tuple[Tapes, Tensor]:
+        """Tapes and prediction f_i of layer i in the solver's coordinates."""
+        block = self.blocks[i]
         if i == 0:
-            return self.drive, torch.zeros_like(self.drive)
-        delta = below @ self.weights[i].T
-        return self.settled[i] + delta, phi.difference(self.settled[i], delta)
+            return self.fixed if self.settled is None else (self.settled[0], torch.zeros_like(self.fixed[1]))
+        skipped = None if block.skip in (None, INPUT) else layers[block.skip]
+        if self.settled is not None:
+            return block.move(self.settled[i], layers[i - 1], skipped)
+        return block.run(layers[i - 1], self.x if block.skip == INPUT else skipped)
 
-    def _errors(self, z: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Pre-activations a_i and errors e_i of every layer.
+    def _errors(self, z: Tensor) -> tuple[list[Tapes], list[Tensor]]:
+        """Tapes and errors e_i of every layer.
 
         Those of the last z are kept: an equilibrium is asked for its residual, contrast and energy, and a
         free one becomes an origin. Not with autograd on, where a result belongs to its graph.
         """
         if torch.is_grad_enabled() or z.is_inference():
             return self._compute_errors(z)
-        if self._last is None or self._last[0] is not z or self._last[1] != z._version:
-            self._last = (z, z._version, *self._compute_errors(z))
-        return self._last[2:]
+        if not self._knows(z):
+            self._keep(z, *self._compute_errors(z))
+        tapes, errors = self._last[2:]
+        return tapes, [torch.zeros_like(s) for s in self._views(z)] if errors is None else errors
 
-    def _compute_errors(self, z: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        layers = self.layout.split(z)
-        pre, errors = [], []
-        for i, layer in enumerate(layers):
-            a, f = self._predict(i, layers[i - 1] if i else None)
-            pre.append(a)
-            errors.append(layer - f)
-        return pre, errors
+    def _keep(self, z: Tensor, tapes: list[Tapes], errors: list[Tensor] | None) -> None:
+        """Remember these of z; None are errors of exactly zero. Sweeps hold errors as numbers of their own: in a
+        deep net the difference of a state and its prediction would leave little of them."""
+        if not torch.is_grad_enabled():
+            self._last = (z, z._version, tapes, errors)
 
-    def _through(self, i: int, a: Tensor, error: Tensor) -> Tensor:
-        """phi'_i e_i: the error of layer i as its weights see it."""
-        return error if self.phi[i] is LINEAR else self.phi[i].slope(a) * error
+    def _knows(self, z: Tensor) -> bool:
+        return self._last is not None and self._last[0] is z and self._last[1] == z._version
+
+    def _is_forward(self, z: Tensor) -> bool:
+        """Whether z is the forward pass of a free system, where energy and force are zero."""
+        return self.nudge is None and self._knows(z) and self._last[3] is None and not torch.is_grad_enabled()
+
+    def _compute_errors(self, z: Tensor) -> tuple[list[Tapes], list[Tensor]]:
+        layers = self._views(z)
+        predictions = [self._predict(i, layers) for i in range(len(layers))]
+        return [tapes for tapes, _ in predictions], [
+            s - f for s, (_, f) in zip(layers, predictions, strict=True)
+        ]
 
     def energy(self, z: Tensor) -> Tensor:
+        if self._is_forward(z):
+            return self.drive.real.new_zeros(len(z))
         _, errors = self._errors(z)
-        energy = 0.5 * sum(e.square().sum(1) for e in errors)
+        energy = 0.5 * sum(e.square().flatten(1).sum(1) for e in errors)
         if self.nudge is not None:
             energy = energy + self.nudge.beta * self.nudge.cost.value(self.readout(z), self.nudge.target)
         return energy
 
     def force(self, z: Tensor) -> Tensor:
-        pre, errors = self._errors(z)
-        forces = [
-            self._through(i + 1, pre[i + 1], errors[i + 1]) @ self.weights[i + 1] - errors[i]
-            for i in range(len(errors) - 1)
+        return _flat(self._forces(z))
+
+    def _forces(self, z: Tensor) -> list[Tensor]:
+        tapes, errors = self._errors(z)
+        top = torch.zeros_like(errors[-1]) if self.nudge is None else self.nudge.force(self.readout(z))
+        pulls = self._pull_down(self.blocks, tapes, top, errors)
+        return [pull - e for pull, e in zip(pulls, errors, strict=True)]
+
+    def residual(self, z: Tensor) -> Tensor:
+        if self._is_forward(z):
+            return self.drive.real.new_zeros(len(z))
+        flows = [
+            _held(force, self._room(i, layer))
+            for i, (force, layer) in enumerate(zip(self._forces(z), self._views(z), strict=True))
         ]
-        output = -errors[-1]
-        if self.nudge is not None:
-            output = output + self.nudge.force(self.readout(z))
-        return torch.cat([*forces, output], dim=1)
+        return torch.stack([flow.flatten(1).abs().amax(1) for flow in flows]).amax(0)
+
+    @staticmethod
+    def _pull_down(
+        blocks: Sequence[Block],
+        tapes: Sequence[Tapes],
+        top: Tensor,
+        errors: Sequence[Tensor] | None = None,
+        hold=None,
+    ) -> list[Tensor]:
+        """What pulls on every layer: J' e of the blocks that read it, and `top` on the output, top to bottom.
+
+        Without `errors` a layer's error is what pulls on it, through `hold(i, pull)` where that is given.
+        """
+        pulls: list[Tensor | None] = [*[None] * (len(tapes) - 1), top]
+
+        def add(i: int, pull: Tensor) -> None:
+            pulls[i] = pull if pulls[i] is None else pulls[i] + pull
+
+        for i in range(len(tapes) - 1, 0, -1):
+            error = errors[i] if errors is not None else pulls[i] if hold is None else hold(i, pulls[i])
+            below, skipped = blocks[i].pull(tapes[i], error)
+            add(i - 1, below)
+            if skipped is not None and blocks[i].skip != INPUT:
+                add(blocks[i].skip, skipped)
+        return pulls
 
     # -- sweeps -----------------------------------------------------------------------------------
 
     def sweeps(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Free: the forward pass, exact at once. Nudged: errors down, states up, output relaxed.
 
-        One sweep maps the output error e_L to G(e_L): with the slopes held, everything below follows from it.
-        G contracts where beta C'' sum_l |J_{l->L}|^2 < 1 + beta C''; a secant step per sample (Anderson
-        acceleration of depth one) speeds it up and widens that. Samples that have not settled by then have
-        kinked units that answer each other; their errors are damped by Aitken's rule.
+        With the slopes held, one sweep maps the output error e_L to G(e_L), everything below follows from it,
+        and G contracts where beta C'' sum_l |J_{l->L}|^2 < 1 + beta C''. A damped secant step per sample speeds
+        that up and converges far beyond. The slopes are those of the pre-activations of the last sweep. A
+        unit pressed against its wall answers to itself there: its error is what its pre-activation exceeds the wall
+        by, and pulls on just this pre-activation; undamped it would flip for ever. So the point at which a
+        block is linearised follows the pre-activations by a secant step of its own for every unit.
         """
         if self.nudge is None:
-            forward = self._forward()
+            tapes, layers = self._run()
+            z = _flat(layers)
+            self._keep(z, tapes, None)
             while True:
-                yield forward, self.drive.new_zeros(len(self.drive))
-        secant, aitken = _Secant(), _Aitken()
-        pre, errors = self._errors(z)
-        output = errors[-1]
+                yield z, self.drive.real.new_zeros(len(self.drive))
+        coupling = Secant()
+        bends = {i: UnitSecant() for i, b in enumerate(self.blocks) if i and self.walls[i] is not None}
+        tapes, errors = self._errors(z)
+        predictions = [s - e for s, e in zip(self._views(z), errors, strict=True)]
+        output = self._relax(predictions[-1], errors[-1])
+        while True:
+            rooms = [self._room(i, f) for i, f in enumerate(predictions)]
+            pulls = self._pull_down(
+                self.blocks, tapes, output, hold=lambda i, e, rooms=rooms: _held(e, rooms[i])
+            )
+            tapes, predictions, errors = self._push_up(pulls)
+            z = _flat([f + e for f, e in zip(predictions, errors, strict=True)])
+            self._keep(z, tapes, errors)
+            target = self._relax(predictions[-1], errors[-1])
+            change = (target - output).abs().amax(1)
+            output = coupling.next(output, target)
+            tapes, predictions = list(tapes), list(predictions)
+            for i, bend in bends.items():
+                seen = self.blocks[i].kink(tapes[i])
+                at = bend.next(seen)
+                change = torch.maximum(change, (at - seen).flatten(1).abs().amax(1))
+                tapes[i], predictions[i] = self.blocks[i].bent(tapes[i], at)
+            yield z, change
+
+    def _relax(self, f: Tensor, error: Tensor) -> Tensor:
+        """The error with which the output, predicted at f, comes to rest under the nudge; `error` is a guess."""
         origin = 0.0 if self.origin is None else self.layout.output(self.origin)
-        for sweep in itertools.count():
-            pulls = self._pull_down(pre, output)
-            if aitken.factor is not None:
-                pulls = [old + aitken.factor * (pull - old) for pull, old in zip(pulls, errors, strict=True)]
-            old, (pre, errors, layers) = errors, self._push_up(pulls)
-            f = layers[-1] - errors[-1]
-            relaxed = self.nudge.cost.relax(f, origin, self.nudge.target, self.nudge.beta)
-            layers[-1], errors[-1] = relaxed, relaxed - f
-            moved = [(new - e).abs().amax(1) for new, e in zip(errors, [*old[:-1], output], strict=True)]
-            change = torch.stack(moved).amax(0)
-            if aitken.factor is not None:
-                change = change / aitken.factor[:, 0]
-            if sweep >= self.patience:
-                aitken.observe(torch.cat(errors, dim=1))
-                output = output + aitken.factor * (errors[-1] - output)
-            else:
-                output = secant.next(output, errors[-1])
-            yield torch.cat(layers, dim=1), change
+        return self.nudge.cost.relax(f, origin, self.nudge.target, self.nudge.beta, f + error) - f
 
-    def _forward(self) -> Tensor:
-        layers: list[Tensor] = []
-        for i in range(len(self.weights)):
-            layers.append(self._predict(i, layers[-1] if i else None)[1])
-        return torch.cat(layers, dim=1)
+    def _run(self) -> tuple[list[Tapes], list[Tensor]]:
+        """The forward pass: every state where it is predicted."""
+        tapes, layers = [], []
+        for i in range(len(self.blocks)):
+            tape, f = self._predict(i, layers)
+            tapes.append(tape)
+            layers.append(f)
+        return tapes, layers
 
-    def _pull_down(self, pre: list[Tensor], output: Tensor) -> list[Tensor]:
-        """J_{i+1}^T e_{i+1} for every layer, top to bottom, each error held in its box on the way."""
-        pulls = [output]
-        error = output
-        for i in range(len(pre) - 1, 0, -1):
-            pull = self._through(i, pre[i], error) @ self.weights[i]
-            pulls.insert(0, pull)
-            floor = self._floor(i - 1)
-            error = pull if floor is None else torch.maximum(pull, -self.phi[i - 1].value(pre[i - 1]))
-        return pulls
-
-    def _push_up(self, pulls: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Pre-activations, errors and states with those errors injected, bottom to top."""
-        pre, errors, layers = [], [], []
+    def _push_up(self, pulls: Sequence[Tensor]) -> tuple[list[Tapes], list[Tensor], list[Tensor]]:
+        """Tapes, predictions and errors with those errors injected, bottom to top, each held in its range."""
+        tapes, predictions, errors, layers = [], [], [], []
         for i, pull in enumerate(pulls):
-            a, f = self._predict(i, layers[-1] if i else None)
-            floor = self._floor(i)
-            layer = f + pull if floor is None else torch.maximum(f + pull, floor)
-            pre.append(a)
-            layers.append(layer)
-            errors.append(layer - f)
-        return pre, errors, layers
-
-    def _floor(self, i: int) -> Tensor | None:
-        """The least value of layer i's coordinates, or None where it has none."""
-        lower = self.layout.split(self.lower)[i]
-        if math.isinf(self.phi[i].lower) or torch.isinf(lower[0]):
-            return None
-        return lower if self.origin is None else lower - self.layout.split(self.origin)[i]
+            tape, f = self._predict(i, layers)
+            tapes.append(tape)
+            predictions.append(f)
+            errors.append(_held(pull, self._room(i, f)))
+            layers.append(f + errors[i])
+        return tapes, predictions, errors
 
     # -- gradient ---------------------------------------------------------------------------------
 
@@ -243,135 +467,102 @@ class FeedforwardSystem(System):
 
         At the free state the errors, and with them its half of the contrast, are zero.
         """
-        z = nudged.state if self.origin is None else nudged.deviation
-        return self._hebbian(*self._errors(z), nudged.state)
+        return _gradient(self._layers(nudged), self._scale)
+
+    def signals(self, nudged: Equilibrium) -> dict[str, tuple[Tensor, Tensor]]:
+        """(post (R, n_l), pre (R, n_{l-1})) by weight name, a row per sample, and per position of a convolution:
+        post' pre / B is that weight's contrast, post summed over its rows / B its bias's."""
+        found = {}
+        for block, tapes, error in self._layers(nudged):
+            for m, x, e in block.errors(tapes, error * (-1.0 / self.nudge.beta)):
+                if m.weight is not None:
+                    found[m.weight] = m.rows(x, e)
+        return found
 
     def one_sweep(self) -> Params:
         """The gradient after a single top-down sweep of errors from the free state: backprop, at any beta.
 
         Call it on a nudged system around a free equilibrium.
         """
-        output = self.nudge.force(self.readout(self.initial_state()))
-        errors = [output]
-        for i in range(len(self.weights) - 1, 0, -1):
-            errors.insert(0, self._through(i, self.settled[i], errors[0]) @ self.weights[i])
-        return self._hebbian(self.settled, errors, self.origin)
+        top = self.nudge.force(self.readout(self.initial_state()))
+        errors = self._pull_down(self.blocks, self.settled, top)
+        return _gradient(zip(self.blocks, self.settled, errors, strict=True), self._scale)
 
-    def _hebbian(self, pre: list[Tensor], errors: list[Tensor], state: Tensor) -> Params:
-        below = (self.x, *self.layout.split(state)[:-1])
-        scale = -1.0 / (self.nudge.beta * len(self.x))
-        gradient = {}
-        for i, (weight, bias) in enumerate(self.names):
-            local = self._through(i, pre[i], errors[i]) * scale
-            gradient[weight] = local.T @ below[i]
-            if bias is not None:
-                gradient[bias] = local.sum(0)
-        return gradient
+    @property
+    def _scale(self) -> float:
+        return -1.0 / (self.nudge.beta * len(self.x))
+
+    def _layers(self, at: Equilibrium) -> list[tuple[Block, Tapes, Tensor]]:
+        z = at.state if self.origin is None else at.deviation
+        return list(zip(self.blocks, *self._errors(z), strict=True))
 
     # -- bounds -----------------------------------------------------------------------------------
 
-    def _slope_norms(self) -> list[float]:
-        """max |phi'| sigma(W) of layers 2 to L: what each adds to the coupling."""
-        for i in range(1, len(self.weights)):
-            if i not in self._sigma:
-                self._sigma[i] = self.phi[i].max_slope * spectral_norm(self.weights[i])
-        return [self._sigma[i] for i in range(1, len(self.weights))]
+    def _slopes(self) -> list[tuple[float, float]]:
+        """Bounds of the Jacobians of blocks 2 to L in the state below and in the one they skip from."""
+        if not self._norms:
+            tapes = self.settled or self._run()[0]
+            self._norms += [b.norms(t) for b, t in zip(self.blocks[1:], tapes[1:], strict=True)]
+        return self._norms
 
     def fastest_rate(self) -> float:
         """The Hessian is (I - J)^T (I - J) up to terms in e, with the norms of J's blocks below the diagonal."""
-        blocks = np.eye(len(self.weights)) + np.diag(self._slope_norms(), -1)
+        blocks = np.eye(len(self.blocks))
+        for i, (below, skipped) in enumerate(self._slopes(), start=1):
+            blocks[i, i - 1] += below
+            if (skip := self.blocks[i].skip) not in (None, INPUT):
+                blocks[i, skip] += skipped
         return block_norm(blocks) ** 2 + (self.nudge.curvature if self.nudge else 0.0)
 
     def largest_beta(self, cost: Cost, enough: float = math.inf) -> float:
         """1 / (C'' lambda_max(I + sum_l J_{l->L} J_{l->L}^T)): beyond it E - beta C has no minimum.
 
-        First from the norms of the weights; where that is not `enough`, exactly for this batch.
+        First from the norms of the weights; where that is not `enough`, measured for this batch.
         """
-        amplification = 1.0
-        for sigma in self._slope_norms():
-            amplification = 1 + sigma**2 * amplification
-        certified = 1 / (cost.curvature * amplification)
+        reach = [0.0] * (len(self.blocks) - 1) + [1.0]  # of |J_{l->L}|, top to bottom
+        for i in range(len(self.blocks) - 1, 0, -1):
+            below, skipped = self._slopes()[i - 1]
+            reach[i - 1] += below * reach[i]
+            if (skip := self.blocks[i].skip) not in (None, INPUT):
+                reach[skip] += skipped * reach[i]
+        certified = 1 / (cost.curvature * sum(r * r for r in reach))
         if certified > enough or self.settled is None:
             return certified
-        return 1 / (cost.curvature * self._amplification())
+        return 1 / (cost.curvature * self.amplification())
 
-    def _amplification(self) -> float:
-        """lambda_max(I + sum_l J_{l->L} J_{l->L}^T) at the free state, the largest in the batch."""
-        batch, classes = self.readout(self.initial_state()).shape
-        # (B, C, n_l), from the output down
-        jacobian = torch.eye(classes).to(self.drive).expand(batch, -1, -1)
-        gram = jacobian
-        for i in range(len(self.weights) - 1, 0, -1):
-            jacobian = self._through(i, self.settled[i][:, None], jacobian) @ self.weights[i]
-            gram = gram + jacobian @ jacobian.mT
-        return torch.linalg.eigvalsh(gram)[:, -1].max().item()
+    def amplification(self) -> float:
+        """lambda_max(I + sum_l J_{l->L} J_{l->L}^T) at the free state, the largest in the batch, by Lanczos: exact
+        where the output has at most 12 units. Call it on a system around a free equilibrium."""
+        return largest_eigenvalue(self._linear_sweep, self.readout(self.initial_state()))
 
+    def _linear_sweep(self, v: Tensor) -> Tensor:
+        """(I + sum_l J J^T) v, (B, C): errors v down and up again with the slopes of the free state."""
+        pulls = self._pull_down(self.blocks, self.settled, v)
+        moved: list[Tensor] = []
+        for i, (block, tapes, pull) in enumerate(zip(self.blocks, self.settled, pulls, strict=True)):
+            skipped = None if block.skip in (None, INPUT) else moved[block.skip]
+            d = block.push(tapes, moved[-1], skipped) if i else None
+            moved.append(pull if d is None else d + pull)
+        return moved[-1]
 
-class _Secant:
-    """Anderson acceleration of depth one, sample by sample (Walker & Ni 2011, eq. 2.2 with m = 1)."""
-
-    def __init__(self) -> None:
-        self.residual: Tensor | None = None
-        self.image: Tensor | None = None
-
-    def next(self, x: Tensor, image: Tensor) -> Tensor:
-        """The next iterate, given an iterate (B, n) and its image under the fixed-point map."""
-        residual = image - x
-        proposal = image
-        if self.residual is not None:
-            moved = residual - self.residual
-            weight = (residual * moved).sum(1, keepdim=True) / moved.square().sum(1, keepdim=True).clamp(
-                min=1e-38
-            )
-            # past 1 the two points say little about where the zero is: stay near the newest
-            proposal = image - weight.clamp(-1, 1) * (image - self.image)
-        self.residual, self.image = residual, image
-        return proposal
+    def margin(self, cost: Cost, beta: float) -> float:
+        """1 - |beta| C'' lambda_max(I + sum_l J J^T): above 0 the nudge contracts, and -beta has a minimum."""
+        return 1 - abs(beta) / self.largest_beta(cost, enough=abs(beta))
 
 
-class _Aitken:
-    """Damping per sample from how successive steps align: 1 / (1 - lambda) for steps that shrink by lambda.
-
-    Aitken's rule for vectors (Irons & Tuck 1969), kept in [1/64, 1]: steps that turn back are damped.
-    """
-
-    def __init__(self) -> None:
-        self.factor: Tensor | None = None
-        self.at: Tensor | None = None
-        self.step: Tensor | None = None
-
-    def observe(self, x: Tensor) -> None:
-        step = None if self.at is None else x - self.at
-        if self.step is not None:
-            shrink = (step * self.step).sum(1, keepdim=True) / self.step.square().sum(1, keepdim=True).clamp(
-                min=1e-38
-            )
-            self.factor = (self.factor / (1 - shrink.clamp(-3, 0.5))).clamp(1 / 64, 1)
-        else:
-            self.factor = x.new_ones(len(x), 1)
-        self.at, self.step = x, step
+def _flat(layers: Sequence[Tensor]) -> Tensor:
+    return torch.cat([layer.flatten(1) for layer in layers], dim=1)
 
 
-def _parse(model: nn.Sequential) -> tuple[list[tuple[str, nn.Linear]], tuple[Activation, ...]]:
-    """The Linear layers of a model by name, and the activation after each (linear where there is none)."""
-    linears: list[tuple[str, nn.Linear]] = []
-    activations: list[Activation] = []
-    for name, module in model.named_children():
-        phi = from_module(module)
-        if isinstance(module, nn.Linear):
-            linears.append((name, module))
-            activations.append(LINEAR)
-        elif phi is not None and linears and activations[-1] is LINEAR:
-            activations[-1] = phi
-        elif not (isinstance(module, nn.Flatten) and not linears):
-            raise ValueError(
-                f"module {name} ({type(module).__name__}) has no energy here; build the model of Linear layers, "
-                "each followed by at most one of ReLU, Tanh, Sigmoid, Softplus, GELU (a leading Flatten is fine)"
-            )
-    if not linears:
-        raise ValueError("the model has no Linear layer; an energy circuit needs at least one")
-    if activations[-1] is not LINEAR:
-        raise ValueError(
-            f"the output layer ends in {activations[-1].name}; leave it linear, the cost applies its own softmax"
-        )
-    return linears, tuple(activations)
+def _held(error: Tensor, room: tuple[Tensor | None, ...] | None) -> Tensor:
+    return error if room is None else torch.clamp(error, *room)
+
+
+def _gradient(layers: Iterable[tuple[Block, Tapes, Tensor]], scale: float) -> dict[str, Tensor]:
+    """What the errors of these layers say about every parameter, times `scale`."""
+    gradient: dict[str, Tensor] = {}
+    for block, tapes, error in layers:
+        for m, x, e in block.errors(tapes, error * scale):
+            for name, part in m.local(x, e).items():
+                gradient[name] = gradient[name] + part if name in gradient else part
+    return gradient

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from circuits.base import EnergyCircuit, Equilibrium, Layout, Params, System, block_norm, spectral_norm
+from circuits.base import EnergyCircuit, Equilibrium, Layout, Params, System
 from circuits.costs import Cost
+from circuits.norms import block_norm, chain_bound, spectral_norm
 
 
 class HopfieldCircuit(EnergyCircuit):
@@ -53,13 +54,44 @@ class HopfieldCircuit(EnergyCircuit):
         self.biases = tuple(f"layers.{i}.bias" for i in range(len(self.layers)))
 
     def bind(self, params: Params, x: Tensor) -> HopfieldSystem:
-        return HopfieldSystem(self, params, self.check_input(x, self.features))
+        return HopfieldSystem(self, params, self.check_input(x))
+
+    def check_input(self, x: Tensor) -> Tensor:
+        return self.check_dense(x, self.features)
+
+    def in_order(self, params: Params) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights and biases of `params` in layer order."""
+        return [params[w] for w in self.weights], [params[b] for b in self.biases]
+
+    def inputs_of(self, layer: int) -> tuple[int, ...]:
+        return (layer - 1,)
+
+    def layer_parameters(self, layer: int) -> tuple[str, ...]:
+        return self.weights[layer], self.biases[layer]
+
+    def local_contrast(
+        self,
+        layer: int,
+        params: Params,
+        inputs: Sequence[tuple[Tensor, Tensor]],
+        own: tuple[Tensor, Tensor],
+        beta: float,
+    ) -> Params:
+        """-(s_l s_{l-1}' nudged - free) / beta, with the difference of products written in deviations:
+        d_l s_{l-1}' + s_l d_{l-1}' (first factor free, second nudged), so that nothing cancels."""
+        (below, moved_below), (free, moved) = inputs[0], own
+        scale = -1.0 / (beta * len(free))
+        weight = (moved * scale).T @ below
+        if layer > 0:
+            weight = weight + ((free + moved) * scale).T @ moved_below
+        return dict(zip(self.layer_parameters(layer), (weight, moved.sum(0) * scale), strict=True))
 
 
 class HopfieldSystem(System):
     """The Hopfield energy bound to parameters and an input; see `circuits.base.System`."""
 
     def __init__(self, circuit: HopfieldCircuit, params: Params, x: Tensor):
+        self.circuit = circuit
         self.weights, biases = circuit.in_order(params)
         drive = nn.functional.linear(x, self.weights[0], biases[0])
         layout, hidden = circuit.layout, len(circuit.layout.sizes) - 1
@@ -67,7 +99,6 @@ class HopfieldSystem(System):
         upper = layout.fill((circuit.box[1],) * hidden + (math.inf,), drive)
         super().__init__(layout, drive, lower, upper)
         self.x = x
-        self.names = tuple(zip(circuit.weights, circuit.biases, strict=True))
         # What every layer feels besides its neighbours' coordinates: drive and biases; around a free
         # state only what holds its saturated units against the wall.
         self.offsets: list[Tensor] = [drive, *(b.expand(len(x), -1) for b in biases[1:])]
@@ -168,25 +199,17 @@ class HopfieldSystem(System):
         if self.nudge is None:
             return pull
         origin = 0.0 if self.origin is None else self.layout.output(self.origin)
-        return self.nudge.cost.relax(pull, origin, self.nudge.target, self.nudge.beta)
+        return self.nudge.cost.relax(pull, origin, self.nudge.target, self.nudge.beta, layers[-1])
 
     # -- gradient ---------------------------------------------------------------------------------
 
     def contrast(self, free: Equilibrium, nudged: Equilibrium) -> Params:
-        """-(s_l s_{l-1}' nudged - free) / beta, with the difference of products written in deviations:
-        d_l s_{l-1}' + s_l d_{l-1}' (first factor free, second nudged), so that nothing cancels."""
+        """(s_l s_{l-1}' at the free state - at the nudged one) / beta, layer by layer."""
         d = nudged.state - free.state if nudged.deviation is None else nudged.deviation
-        deviations, before = self.layout.split(d), self.layout.split(nudged.state - d)
-        after = self.layout.split(nudged.state)
-        scale = -1.0 / (self.nudge.beta * len(d))
-        gradient = {}
-        for i, (weight, bias) in enumerate(self.names):
-            moved = deviations[i] * scale
-            if i == 0:
-                gradient[weight] = moved.T @ self.x
-            else:
-                gradient[weight] = moved.T @ before[i - 1] + (after[i] * scale).T @ deviations[i - 1]
-            gradient[bias] = moved.sum(0)
+        pairs = [(self.x, self.x), *zip(*map(self.layout.split, (nudged.state - d, d)), strict=True)]
+        gradient: dict[str, Tensor] = {}
+        for i in range(len(self.weights)):
+            gradient |= self.circuit.local_contrast(i, {}, pairs[i : i + 1], pairs[i + 1], self.nudge.beta)
         return gradient
 
     # -- bounds -----------------------------------------------------------------------------------
@@ -212,6 +235,15 @@ class HopfieldSystem(System):
                 return 0.0
             rest = torch.eye(len(weight)).to(rest) - weight @ torch.linalg.solve(rest, weight.T)
         return max(torch.linalg.eigvalsh(rest)[0].item(), 0.0) / cost.curvature
+
+    def rebind(self, params: Params) -> HopfieldSystem:
+        return HopfieldSystem(self.circuit, params, self.x)
+
+    def margin(self, cost: Cost, beta: float) -> float:
+        """1 - a bound of lambda_max(W + |beta| C'' on the output), W the symmetric coupling of all free layers:
+        above 0 the energy is strictly convex and its equilibrium unique, whatever the input."""
+        norms = [spectral_norm(w) for w in self.weights[1:]]
+        return 1 - chain_bound(np.array(norms), abs(beta) * cost.curvature)
 
 
 class _OverRelaxation:

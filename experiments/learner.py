@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -38,9 +39,13 @@ def update_rule(name: str) -> tuple[UpdateStrategy, float]:
     return UPDATES[name]
 
 
+Prepare = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+
+
 class Learner:
     """Trains one network with a learning rate that falls linearly to zero over `epochs`.
 
+    prepare: what a batch (x, y) is turned into before a step, given the generator `order` too.
     history: per epoch the means of its steps' metrics, "validation" accuracy and "seconds".
     """
 
@@ -52,8 +57,9 @@ class Learner:
         batch_size: int,
         order: torch.Generator,
         step_seconds: float = 0.0,
+        prepare: Prepare | None = None,
     ):
-        self.name, self.optimizer, self.order = name, optimizer, order
+        self.name, self.optimizer, self.order, self.prepare = name, optimizer, order, prepare
         self.epochs, self.batch_size = epochs, batch_size
         self.step_seconds = step_seconds
         self.lr = optimizer.param_groups[0]["lr"]
@@ -83,36 +89,48 @@ class Learner:
                 group["lr"] = rate
             if self.chip is not None:
                 self.chip.t_seconds += self.step_seconds
+            if self.prepare is not None:
+                batch, target = self.prepare(batch, target, self.order)
             try:
-                self.optimizer.step(x=batch, target=target)
+                self.learn(batch, target)
             except torch.linalg.LinAlgError as error:
                 where = f"{self.name} diverged at step {self.steps + 1}"
                 raise ValueError(f"{where}: lower lr = {self.lr}, beta or w_range") from error
             self.steps += 1
-            yield self.steps, metrics_of(self.optimizer)
+            yield self.steps, self.metrics()
+
+    def learn(self, x: Tensor, y: Tensor) -> None:
+        """One step on a batch."""
+        self.optimizer.step(x=x, target=y)
+
+    def metrics(self) -> StepMetrics:
+        """Of the last step."""
+        return metrics_of(self.optimizer)
 
     def fit(
-        self, x: Tensor, y: Tensor, validation: tuple[Tensor, Tensor]
+        self, x: Tensor, y: Tensor, validation: tuple[Tensor, Tensor] | None
     ) -> Iterator[tuple[int, StepMetrics | None]]:
-        """One epoch, its record appended to `history`; yields as `train_epoch`."""
+        """One epoch, its record appended to `history`; yields as `train_epoch`. Without a validation part its
+        accuracy is nan."""
         started, collected = time.perf_counter(), []
         for step, metrics in self.train_epoch(x, y):
             collected.append(metrics)
             yield step, metrics
         seconds = time.perf_counter() - started
         record = {name: float(value) for name, value in vars(StepMetrics.mean(collected)).items()}
-        self.history.append({**record, "validation": self.accuracy(*validation), "seconds": seconds})
+        accuracy = math.nan if validation is None else self.accuracy(*validation)
+        self.history.append({**record, "validation": accuracy, "seconds": seconds})
 
     @torch.no_grad()
-    def accuracy(self, x: Tensor, y: Tensor) -> float:
-        """Share of (x, y) classified right at the free equilibrium, with the chip as read now."""
+    def outputs(self, x: Tensor) -> Tensor:
+        """Outputs (N, C) at the free equilibrium, with the chip as read now. x (N, d)."""
         params = self.circuit.params() if self.chip is None else self.chip.read()
-        right = 0
-        for part, labels in zip(x.split(2000), y.split(2000), strict=True):
-            system = self.circuit.bind(params, part)
-            output = system.readout(settle(system, solver=Sweep(1e-4)).state)
-            right += int((output.argmax(1) == labels).sum())
-        return right / len(x)
+        systems = (self.circuit.bind(params, part) for part in x.split(2000))
+        return torch.cat([system.readout(settle(system, solver=Sweep(1e-4)).state) for system in systems])
+
+    def accuracy(self, x: Tensor, y: Tensor) -> float:
+        """Share of (x, y) classified right."""
+        return int((self.outputs(x).argmax(1) == y).sum()) / len(x)
 
     def state_dict(self) -> dict:
         return {

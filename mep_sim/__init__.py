@@ -1,7 +1,7 @@
 """mep-sim: energy circuits that learn by Equilibrium Propagation, on simulated analog hardware."""
 
 from mep_sim.monitor import EPMonitor
-from mep_sim.presets import muon_backprop, sdmep, smep
+from mep_sim.presets import eqprop, local_ep, muon_backprop, natural_ep, sdmep, smep
 from mep_sim.settling import ODE, SettlingError, Sweep, settle
 
 __all__ = [
@@ -9,7 +9,10 @@ __all__ = [
     "EPMonitor",
     "SettlingError",
     "Sweep",
+    "eqprop",
+    "local_ep",
     "muon_backprop",
+    "natural_ep",
     "sdmep",
     "settle",
     "smep",

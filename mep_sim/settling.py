@@ -118,9 +118,13 @@ def _sweep(system: System, z: Tensor, solver: Sweep) -> Equilibrium:
         if count >= solver.max_sweeps:
             break
         looked = change is not None and count % look_every == 0
-        if looked and bool((change <= solver.tolerance * _scale(z)).all()):
+        if looked and _within(change, z, solver) and _within(system.residual(z), z, solver):
             break
     return _report(system, z, solver, count, torch.zeros(len(z), device=z.device))
+
+
+def _within(change: Tensor, z: Tensor, solver: Solver) -> bool:
+    return bool((change <= solver.tolerance * _scale(z)).all())
 
 
 def _integrate(system: System, z: Tensor, solver: ODE, save_at: Tensor | None) -> Equilibrium:
@@ -256,7 +260,7 @@ def _report(
 ) -> Equilibrium:
     """Measure the force that is left at z itself: what is reported is never an estimate on the way."""
     residual, scale = system.residual(z), _scale(z)
-    if not torch.isfinite(residual.sum()):
+    if not torch.isfinite((residual + scale).sum()):
         raise SettlingError(_diverged(system, solver))
     return Equilibrium(
         state=system.state(z),

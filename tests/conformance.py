@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from circuits import EnergyCircuit, Equilibrium, FeedforwardCircuit, HopfieldCircuit, System, cost
-from mep_sim.optimizers.strategies.gradient import BackpropGradient, EPGradient, ImplicitGradient
+from circuits import EnergyCircuit, Equilibrium, FeedforwardCircuit, HopfieldCircuit, Residual, System, cost
+from mep_sim.optimizers import BackpropGradient, EPGradient, ImplicitGradient
 from mep_sim.settling import ODE, ODE_METHODS, SettlingError, Solver, Sweep, settle
 
 COSTS = ("mse", "cross_entropy")
@@ -34,6 +34,7 @@ class Case:
     kink_free: a beta below which the nudge moves no unit across a kink or a wall. centred_order: of the
     centred estimate's error in beta. It is 1 for ReLU held at s >= 0: an inactive unit rises with a pull from
     above but does not sink with the opposite pull, so that +beta and -beta are no mirror images.
+    backprop_rounding: of torch's own backward pass; that of its hard sigmoid has float32's 1/6 in any precision.
     """
 
     circuit: EnergyCircuit
@@ -41,6 +42,7 @@ class Case:
     labels: Tensor
     kink_free: float = 0.1
     centred_order: int = 2
+    backprop_rounding: float = 1e-12
 
     def params(self, dtype=torch.float64, device="cpu") -> dict[str, Tensor]:
         return {name: p.detach().to(device, dtype) for name, p in self.circuit.params().items()}
@@ -95,7 +97,93 @@ def feedforward(hidden: str, *sizes: int, constrain: bool = True, scale: float =
     return case(build, sizes, scale=scale, **kwargs)
 
 
+def sequential(*modules: nn.Module, x: tuple[int, ...], scale: float = 0.6, batch: int = 3, **kwargs) -> Case:
+    """A model of any modules: parameters of torch's initialisation times `scale`, statistics of no data in particular."""
+    rng = torch.Generator().manual_seed(0)
+    model = nn.Sequential(*modules).double()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(torch.randn(p.shape, generator=rng, dtype=p.dtype))
+            p.mul_(scale / math.sqrt(p[0].numel()) if p.ndim > 1 else 0.3)
+            if p.ndim == 1 and name.endswith("weight"):
+                p.add_(1.0)
+        for name, b in model.named_buffers():
+            if b.is_floating_point():
+                b.copy_(0.5 + torch.rand(b.shape, generator=rng, dtype=b.dtype))
+    circuit = FeedforwardCircuit(model.eval(), input_shape=x)
+    images = torch.randn(batch, *x, generator=rng, dtype=torch.float64)
+    return Case(circuit, images, torch.randint(circuit.layout.sizes[-1], (batch,), generator=rng), **kwargs)
+
+
+def residual_net(phi: type[nn.Module], scale: float = 0.25, **kwargs) -> Case:
+    """Skips over one layer, over two, with a projection, and straight from the input."""
+    return sequential(
+        Residual(nn.Linear(6, 6), phi()),
+        nn.Linear(6, 8),
+        phi(),
+        Residual(nn.Linear(8, 8), phi(), nn.Linear(8, 8)),
+        nn.LayerNorm(8, eps=1.0),
+        Residual(nn.Linear(8, 5), phi(), shortcut=nn.Linear(8, 5, bias=False)),
+        nn.Linear(5, 4),
+        x=(6,),
+        scale=scale,
+        **kwargs,
+    )
+
+
 CASES = {
+    "conv-tanh": lambda: sequential(
+        nn.Conv2d(2, 3, 3, padding=1, stride=2),
+        nn.BatchNorm2d(3),
+        nn.Tanh(),
+        nn.Conv2d(3, 4, 2, dilation=2),
+        nn.Softplus(),
+        nn.AvgPool2d(2, stride=1),
+        nn.Flatten(),
+        nn.Linear(4, 4),
+        x=(2, 7, 7),
+    ),
+    "conv-relu": lambda: sequential(
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(3, 4, 3, groups=1),
+        nn.BatchNorm2d(4, affine=False),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 4),
+        x=(1, 8, 8),
+        kink_free=1e-3,
+        centred_order=1,
+    ),
+    "layer-norm": lambda: sequential(
+        nn.Flatten(),
+        nn.Linear(6, 8),
+        nn.LayerNorm(8),
+        nn.GELU(),
+        nn.Dropout(0.5),
+        nn.Linear(8, 7),
+        nn.BatchNorm1d(7),
+        nn.Sigmoid(),
+        nn.Linear(7, 4),
+        nn.LayerNorm(4, eps=1.0, elementwise_affine=False),
+        x=(2, 3),
+    ),
+    "hard-sigmoid": lambda: sequential(
+        nn.Linear(6, 8),
+        nn.Hardsigmoid(),
+        nn.Linear(8, 8),
+        nn.Hardsigmoid(),
+        nn.Linear(8, 4),
+        x=(6,),
+        scale=1.5,
+        kink_free=1e-4,
+        centred_order=1,
+        backprop_rounding=1e-7,
+    ),
+    "residual-tanh": lambda: residual_net(nn.Tanh),
+    "residual-relu": lambda: residual_net(nn.ReLU, 0.1, kink_free=1e-3, centred_order=1),
     "hopfield-1": lambda: hopfield(8, 10, 4, kink_free=1e-2),
     "hopfield-2": lambda: hopfield(8, 12, 10, 4, kink_free=1e-3),
     "hopfield-3": lambda: hopfield(8, 12, 10, 9, 4, kink_free=1e-3),
@@ -220,7 +308,8 @@ def check_one_step_leaves_an_honest_residual(case: Case) -> None:
             e = settle(system, solver=solver)
             assert not e.converged.all()
             assert e.settled_fraction < 1
-            assert torch.equal(e.residual, system.residual(moved(e)))
+            scale = moved(e).abs().amax(1)
+            assert ((e.residual - system.residual(moved(e))).abs() <= 1e-14 * scale).all()
             # asked for just what its best sample has, the same run reports that sample alone
             best = e.relative_residual.min().item() * 1.001
             again = settle(system, solver=dataclasses.replace(solver, tolerance=min(best, 0.5)))
@@ -363,7 +452,8 @@ def check_gradient_exact_oracles(case: Case) -> None:
     for loss_type in COSTS:
         exact = exact_gradient(case, loss_type)
         if isinstance(case.circuit, FeedforwardCircuit):
-            assert relative(exact, case.gradient(BackpropGradient(loss_type))) < 1e-9
+            allowed = max(1e-9, case.backprop_rounding)
+            assert relative(exact, case.gradient(BackpropGradient(loss_type))) < allowed
         rng = torch.Generator().manual_seed(2)
         params = case.params()
         direction = {k: torch.randn(p.shape, generator=rng, dtype=p.dtype) for k, p in params.items()}
@@ -419,7 +509,8 @@ def check_one_sweep_is_backprop_or_refused(case: Case) -> None:
         for beta in (1e-6, 0.3, 100.0):
             one_sweep = EPGradient(loss_type, beta, "one_sweep", EXACT)
             if isinstance(case.circuit, FeedforwardCircuit):
-                assert relative(case.gradient(one_sweep), case.gradient(BackpropGradient(loss_type))) < 1e-12
+                backprop = case.gradient(BackpropGradient(loss_type))
+                assert relative(case.gradient(one_sweep), backprop) < case.backprop_rounding
             else:
                 with pytest.raises(ValueError, match="feedforward energy only"):
                     case.gradient(one_sweep)

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import devices
 from circuits import FeedforwardCircuit, HopfieldCircuit
+from circuits.chip import Chip
 from mep_sim import checkpoint, sdmep, smep
 from mep_sim.optimizers import (
     AdamUpdate,
+    AutoBeta,
     BackpropGradient,
     CompositeOptimizer,
     DionUpdate,
@@ -20,6 +23,7 @@ from mep_sim.optimizers import (
     ErrorFeedback,
     ImplicitGradient,
     MuonUpdate,
+    NaturalGradient,
     NoFeedback,
     PlainUpdate,
     SpectralConstraint,
@@ -189,6 +193,25 @@ def test_the_gradient_can_be_looked_at_and_changed_before_the_step():
     assert moved.norm().item() == pytest.approx(1e-4, rel=1e-2)
 
 
+@pytest.mark.parametrize("mode", ["ep", "backprop"])
+def test_clipping_bounds_the_norm_over_all_parameters(mode):
+    """A gradient within the bound passes; one beyond it keeps its direction. The carry sees what is clipped."""
+    (x, y), gradient = toy(), {"ep": EPGradient(), "backprop": BackpropGradient()}[mode]
+    whole, model = network(), network()
+    exact = (
+        CompositeOptimizer(whole.parameters(), gradient, lr=0.1, model=whole).compute_gradient(x, y).gradient
+    )
+    norm = torch.cat([g.flatten() for g in exact.values()]).norm().item()
+    for clip_norm, factor in ((2 * norm, 1.0), (0.1 * norm, 0.1)):
+        model = network()
+        before = copy.deepcopy(model)
+        optimizer = CompositeOptimizer(model.parameters(), gradient, lr=0.1, model=model, clip_norm=clip_norm)
+        optimizer.step(x=x, target=y)
+        for p, q, g in zip(model.parameters(), before.parameters(), exact.values(), strict=True):
+            assert torch.allclose(p, q - 0.1 * factor * g, rtol=0, atol=1e-6)
+            assert torch.allclose(optimizer.state[p]["carry"], 0.9 * factor * g, rtol=0, atol=1e-6)
+
+
 def test_zero_grad_and_parameters_without_a_gradient():
     model, (x, y) = network(), toy()
     optimizer = CompositeOptimizer(model.parameters(), lr=0.1, model=model)
@@ -207,6 +230,16 @@ def test_only_the_parameters_handed_over_move():
     CompositeOptimizer(model[2].parameters(), lr=0.1, model=model).step(x=x, target=y)
     assert same_parameters(model[0], before[0])
     assert not same_parameters(model[2], before[2])
+    assert all(p.grad is None for p in model[0].parameters())
+
+
+def test_a_frozen_parameter_stays():
+    model, (x, y) = network(), toy()
+    model[0].weight.requires_grad_(False)
+    before = copy.deepcopy(model)
+    CompositeOptimizer(model.parameters(), EPGradient(), lr=0.1, model=model).step(x=x, target=y)
+    assert torch.equal(model[0].weight, before[0].weight)
+    assert not torch.equal(model[0].bias, before[0].bias)
 
 
 def test_parameter_groups_have_their_own_learning_rate():
@@ -218,6 +251,33 @@ def test_parameter_groups_have_their_own_learning_rate():
     for layer, lr in ((0, 0.3), (2, 0.1)):
         step = before[layer].weight - lr * model[layer].weight.grad
         assert torch.allclose(model[layer].weight, step, rtol=0, atol=1e-7)
+
+
+def test_parameter_groups_have_their_own_update():
+    """Adam's first step is lr in the direction of the sign, on the group that asks for it only."""
+    model, (x, y) = network(), toy()
+    before = copy.deepcopy(model)
+    optimizer = CompositeOptimizer(model[0].parameters(), lr=0.1, model=model)
+    optimizer.add_param_group({"params": model[2].parameters(), "lr": 0.02, "update": AdamUpdate()})
+    optimizer.step(x=x, target=y)
+    plain = before[0].weight - 0.1 * model[0].weight.grad
+    adam = before[2].weight - 0.02 * model[2].weight.grad.sign()
+    assert torch.allclose(model[0].weight, plain, rtol=0, atol=1e-7)
+    assert torch.allclose(model[2].weight, adam, rtol=0, atol=1e-5)
+
+
+def test_every_parameter_is_given_its_role():
+    circuit = FeedforwardCircuit.from_sizes((4, 8, 8, 3))
+    optimizer = CompositeOptimizer(circuit.parameters(), model=circuit)
+    roles = {name: optimizer.role(name) for name in circuit.params()}
+    assert [roles[name] for name in circuit.weights] == ["hidden", "hidden", "head"]
+    assert {role for name, role in roles.items() if name not in circuit.weights} == {"vector"}
+    text = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
+    optimizer = CompositeOptimizer(text.parameters(), model=text)
+    roles = [optimizer.role(name) for name, _ in optimizer.circuit.named_parameters()]
+    assert roles == ["embedding", "hidden", "vector", "head", "vector"]
+    unnamed = CompositeOptimizer([nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3))])
+    assert [unnamed.role(f"param-{i}") for i in range(2)] == ["hidden", "vector"]
 
 
 def test_a_learning_rate_scheduler_of_torch_sets_the_step():
@@ -243,8 +303,14 @@ def test_a_learning_rate_scheduler_of_torch_sets_the_step():
         lambda m: sdmep(m.parameters(), model=m, rank=2, dion_thresh=0),
         lambda m: smep(m.parameters(), model=m, use_error_feedback=True, gamma=0.5),
         lambda m: CompositeOptimizer(m.parameters(), EPGradient(), AdamUpdate(), model=m),
+        lambda m: CompositeOptimizer(m.parameters(), EPGradient(phases="random_sign", seed=5), model=m),
+        lambda m: CompositeOptimizer(m.parameters(), EPGradient(beta=AutoBeta(remeasure=3)), model=m),
+        lambda m: CompositeOptimizer(m.parameters(), NaturalGradient(refresh=3), lr=0.1, model=m),
+        lambda m: CompositeOptimizer(
+            [{"params": m[0].parameters()}, {"params": m[2].parameters(), "update": MuonUpdate()}], model=m
+        ),
     ],
-    ids=["smep", "sdmep", "error feedback", "adam"],
+    ids=["smep", "sdmep", "error feedback", "adam", "random sign", "automatic beta", "natural", "groups"],
 )
 def test_training_goes_on_bit_for_bit(tmp_path, make, through_a_file):
     model, (x, y) = network(), toy()
@@ -265,6 +331,33 @@ def test_training_goes_on_bit_for_bit(tmp_path, make, through_a_file):
     for _ in range(4):
         assert torch.equal(optimizer.step(x=x, target=y), again.step(x=x, target=y))
     assert same_parameters(model, resumed)
+
+
+def test_what_is_loaded_is_a_copy_of_the_memory():
+    """Two optimizers loaded from one state go their own ways."""
+    model, (x, y) = network(), toy()
+    optimizer = CompositeOptimizer(model.parameters(), NaturalGradient(), model=model)
+    optimizer.step(x=x, target=y)
+    state = optimizer.state_dict()
+    kept = copy.deepcopy(state["memory"])
+    again = CompositeOptimizer(model.parameters(), NaturalGradient(), model=model)
+    again.load_state_dict(state)
+    again.step(x=2 * x, target=y)
+    assert state["memory"].keys() == kept.keys()
+    assert all(torch.equal(torch.as_tensor(state["memory"][k]), torch.as_tensor(kept[k])) for k in kept)
+    assert again.memory["step"] == 2
+
+
+def test_a_deep_copy_trains_on_alone():
+    model, (x, y) = network(), toy()
+    optimizer = smep(model.parameters(), model=model)
+    optimizer.step(x=x, target=y)
+    model2, twin = copy.deepcopy((model, optimizer))
+    before = copy.deepcopy(model)
+    twin.step(x=x, target=y)
+    assert same_parameters(model, before)
+    optimizer.step(x=x, target=y)
+    assert same_parameters(model, model2)
 
 
 # -- it complains ------------------------------------------------------------------------------------
@@ -296,6 +389,62 @@ def test_a_batch_without_the_network_is_refused():
         CompositeOptimizer(network().parameters()).step(x=x, target=y)
 
 
+@pytest.mark.parametrize("gradient", [EPGradient(), ImplicitGradient(), NaturalGradient()])
+def test_a_step_without_a_batch_is_refused_where_there_is_no_gradient(gradient):
+    model, (x, y) = network(), toy()
+    optimizer = CompositeOptimizer(model.parameters(), gradient, model=model)
+    with pytest.raises(ValueError, match=r"has no batch to learn from: step\(x=x, target=y\)"):
+        optimizer.step()
+    before = copy.deepcopy(model)
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    assert not same_parameters(model, before)
+
+
+def test_a_loss_that_is_not_finite_is_refused_before_anything_moves():
+    model, (x, y) = network(), toy()
+    before = copy.deepcopy(model)
+    optimizer = CompositeOptimizer(model.parameters(), model=model)
+    with pytest.raises(ValueError, match="the loss is nan; lower lr, lower beta or bound the weights"):
+        optimizer.step(x=x * math.nan, target=y)
+    with pytest.raises(ValueError, match="the loss is inf; lower lr"):
+        optimizer.step(lambda: math.inf)
+    assert same_parameters(model, before)
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({"lr": -1.0}, "lr = -1.0; choose a learning rate > 0"),
+        ({"momentum": 0.9}, "a parameter group sets momentum; it may set lr and update"),
+        ({"update": "adam"}, "update = 'adam' of a group; give an UpdateStrategy"),
+        ({"params": network().parameters()}, r"\(16, 4\).* are not the model's"),
+    ],
+)
+def test_a_bad_parameter_group_is_refused_and_leaves_the_optimizer_as_it_was(group, message):
+    model, (x, y) = network(), toy()
+    optimizer = CompositeOptimizer(model[0].parameters(), lr=0.1, model=model)
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": model[2].parameters(), **group})
+    before = copy.deepcopy(model)
+    optimizer.step(x=x, target=y)
+    assert len(optimizer.param_groups) == 1
+    assert same_parameters(model[2], before[2])
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, -1.0, math.nan])
+def test_a_bound_of_the_gradient_is_positive(clip_norm):
+    with pytest.raises(ValueError, match=f"clip_norm = {clip_norm}; choose a norm > 0, such as 1, or None"):
+        CompositeOptimizer(network().parameters(), clip_norm=clip_norm)
+
+
+def test_a_chip_of_another_circuit_is_refused():
+    chip = Chip(FeedforwardCircuit(network()), devices.preset("soft-bounds-6bit"), generator())
+    with pytest.raises(ValueError, match=r"another circuit than model; pass model=chip\.circuit"):
+        CompositeOptimizer(chip.circuit.parameters(), model=network(), chip=chip)
+    CompositeOptimizer(chip.circuit.parameters(), model=chip.circuit.model, chip=chip)
+
+
 def test_parameters_of_another_network_are_refused():
     with pytest.raises(ValueError, match=r"\(16, 4\).* are not the model's; pass model.parameters\(\)"):
         CompositeOptimizer(network().parameters(), model=network())
@@ -305,7 +454,7 @@ def test_parameters_of_another_network_are_refused():
     ("model", "message"),
     [
         (nn.Linear(4, 3), "cannot make a circuit of Linear; pass an nn.Sequential or a circuit"),
-        (nn.Sequential(nn.Conv2d(1, 1, 3)), "Conv2d"),
+        (nn.Sequential(nn.RNN(4, 3)), "RNN"),
         (nn.Sequential(nn.Linear(4, 3), nn.ReLU()), "leave it linear"),
     ],
 )

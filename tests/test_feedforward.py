@@ -31,7 +31,8 @@ def test_linear_network_against_its_quadratic(hidden_layers, beta):
     """E + beta C = 1/2 |A s - b|^2 + beta/2 |s_L - y|^2, A = I - (W below the diagonal): one linear solve."""
     sizes = (8, *(12, 10, 9)[:hidden_layers], 4)
     case = feedforward("linear", *sizes, scale=0.4)
-    weights, biases = case.circuit.in_order(case.params())
+    layers = [m for m in case.circuit.model if isinstance(m, nn.Linear)]
+    weights, biases = [m.weight.detach() for m in layers], [m.bias.detach() for m in layers]
     layout = case.circuit.layout
     a = torch.eye(layout.n, dtype=torch.float64)
     ends = torch.tensor((0, *layout.sizes)).cumsum(0).tolist()
@@ -161,7 +162,7 @@ def test_any_chain_of_layers_is_parsed_and_shares_its_parameters(hidden, flatten
 
 def test_weights_are_drawn_with_the_gain_of_their_activation(rng):
     circuit = FeedforwardCircuit.from_sizes((400, 300, 200), "relu", rng=rng)
-    hidden, output = circuit.in_order(circuit.params())[0]
+    hidden, output = (circuit.params()[name] for name in circuit.weights)
     assert hidden.std().item() == pytest.approx(math.sqrt(2 / 400), rel=0.02)
     assert output.std().item() == pytest.approx(math.sqrt(1 / 300), rel=0.02)
 

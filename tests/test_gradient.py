@@ -1,12 +1,24 @@
 """Gradient estimates: the conformance suite on every circuit, and what their settings refuse."""
 
+import io
+import itertools
 import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
 from circuits import FeedforwardCircuit, cost
-from mep_sim.optimizers.strategies.gradient import BackpropGradient, EPGradient, ImplicitGradient
+from mep_sim.optimizers import (
+    BackpropGradient,
+    EPGradient,
+    HolomorphicGradient,
+    ImplicitGradient,
+    LocalEPGradient,
+    NaturalGradient,
+)
 from mep_sim.settling import ODE, Sweep, settle
 from tests.conformance import (
     CASES,
@@ -84,7 +96,98 @@ def test_fresh_reads_of_the_same_weights_change_nothing():
     assert relative(fresh, shared) < 1e-7
 
 
-@pytest.mark.parametrize("beta", [0.0, -1.0, math.nan, math.inf])
+# -- phases ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["hopfield-1", "feedforward-tanh-2", "feedforward-relu-2"])
+@pytest.mark.parametrize("loss_type", COSTS)
+def test_random_signs_average_to_the_centred_estimate(name, loss_type):
+    """E[c(+-beta)] over a fair coin is (c(beta) + c(-beta)) / 2: the odd orders in beta cancel in the mean."""
+    case, memory = CASES[name](), {}
+    beta = 0.1 * case.kink_free
+    random = EPGradient(loss_type, beta, "random_sign", EXACT, 1e-9, seed=4)
+    estimates = [random.estimate(case.circuit, case.params, case.x, case.labels, memory) for _ in range(40)]
+    either = {e.beta: flat(e.gradient) for e in estimates}
+    assert either.keys() == {beta, -beta}
+    centred = case.gradient(EPGradient(loss_type, beta, "centred", EXACT, 1e-9))
+    assert relative((either[beta] + either[-beta]) / 2, centred) < 1e-12
+    assert relative(either[beta], centred) > 1e-6
+    assert all(len(e.nudged) == 1 for e in estimates)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_the_coin_is_fair_and_follows_its_seed(seed):
+    strategy, memory = EPGradient(phases="random_sign", seed=seed), {}
+    signs = [math.copysign(1, strategy.nudges(0.1, memory)[0]) for _ in range(400)]
+    assert abs(sum(signs)) < 100  # five standard deviations
+    repeats = sum(a == b for a, b in itertools.pairwise(signs))
+    assert abs(repeats - 199.5) < 50
+    again = {}
+    assert signs[:50] == [math.copysign(1, strategy.nudges(0.1, again)[0]) for _ in range(50)]
+
+
+def test_memory_carries_the_coin_over_a_save():
+    strategy = EPGradient(phases="random_sign", beta="auto")
+    memory, file = {}, io.BytesIO()
+    strategy.nudges(0.1, memory)
+    torch.save(memory, file)
+    straight = [strategy.nudges(0.1, memory) for _ in range(30)]
+    file.seek(0)
+    resumed = torch.load(file, weights_only=True)
+    assert [strategy.nudges(0.1, resumed) for _ in range(30)] == straight
+
+
+def normalised_net() -> FeedforwardCircuit:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+    return FeedforwardCircuit(model.double())
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        EPGradient(),
+        EPGradient(phases="centred", beta=0.01),
+        EPGradient(phases="one_sweep"),
+        EPGradient(beta=0.01, independent_reads=True),
+        LocalEPGradient(),
+        NaturalGradient(),
+        HolomorphicGradient(beta=0.01, points=4),
+        ImplicitGradient(),
+        BackpropGradient(),
+    ],
+    ids=lambda s: f"{type(s).__name__}-{getattr(s, 'phases', '')}",
+)
+def test_running_statistics_move_once_an_estimate(strategy):
+    circuit, x = normalised_net(), torch.randn(16, 6, dtype=torch.float64)
+    first, norm = circuit.model[0], circuit.model[1]
+    expected = 0.9 * norm.running_mean + 0.1 * first(x).detach().mean(0)
+    strategy.estimate(circuit, circuit.params, x, torch.zeros(16, dtype=torch.int64))
+    assert norm.num_batches_tracked == 1
+    assert torch.allclose(norm.running_mean, expected, rtol=1e-12)
+    circuit.eval()
+    strategy.estimate(circuit, circuit.params, x, torch.zeros(16, dtype=torch.int64))
+    assert norm.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize(
+    ("strategy", "beta"),
+    [
+        (EPGradient(beta=0.02), 0.02),
+        (EPGradient(beta=0.02, phases="centred"), 0.02),
+        (EPGradient(beta=0.02, phases="one_sweep"), 0.02),
+        (BackpropGradient(), math.nan),
+        (ImplicitGradient(), math.nan),
+    ],
+)
+def test_the_estimate_tells_the_beta_it_used(strategy, beta):
+    case = CASES["feedforward-tanh-1"]()
+    estimate = strategy.estimate(case.circuit, case.params, case.x, case.labels)
+    assert estimate.beta == pytest.approx(beta, nan_ok=True)
+
+
+@pytest.mark.parametrize("beta", [0.0, -1.0, math.nan, math.inf, "large", None])
 def test_beta_out_of_range_is_refused(beta):
     with pytest.raises(ValueError, match="choose a finite beta > 0"):
         EPGradient(beta=beta)
@@ -98,6 +201,7 @@ def test_beta_out_of_range_is_refused(beta):
         ({"nudged_tolerance": 0.0}, "tolerance = 0.0"),
         ({"settle_lr": 0.1}, "settle_lr = 0.1"),
         ({"settle_steps": 5, "solver": ODE()}, "replaces solver"),
+        ({"seed": 3}, "seed = 3 without a coin"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
@@ -146,7 +250,7 @@ def test_the_reported_loss_is_the_cost_of_the_free_output(name, loss_type):
     ]
     if isinstance(case.circuit, FeedforwardCircuit):
         estimates.append(BackpropGradient(loss_type).estimate(case.circuit, case.params, case.x, case.labels))
-    y = torch.nn.functional.one_hot(case.labels, 4)
+    y = torch.nn.functional.one_hot(case.labels, estimates[0].output.shape[1])
     for e in estimates:
         of = {
             "mse": 0.5 * (e.output - y).square().sum(1).mean(),

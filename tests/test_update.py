@@ -1,255 +1,72 @@
-"""Update rules against torch's own optimizers, the SVD and a plain Dion recursion."""
+"""Update rules: what all of them obey; plain, Adam and Fisher against torch's optimizers and closed forms."""
 
 from __future__ import annotations
 
-import math
+import logging
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
 
 from mep_sim.optimizers import (
     AdamUpdate,
     CompositeOptimizer,
     DionUpdate,
     ErrorFeedback,
+    FisherUpdate,
     MuonUpdate,
     NoFeedback,
     PlainUpdate,
-    orthogonalise,
 )
-from tests.device_conformance import generator
+from mep_sim.optimizers.strategies.update import ROLES, log_fallback
+from tests.update_conformance import ALL_CHECKS, directions, gradients, learn
 
-SHAPES = [(12, 12), (30, 12), (12, 30)]
 few = settings(max_examples=20, deadline=None)
 seeds = st.integers(0, 2**31)
+fractions = st.floats(0, 0.99)
+decays = st.sampled_from([0.0, 0.1, 1.0])
+
+RULES = {
+    "plain": PlainUpdate(weight_decay=0.1),
+    "plain with momentum": PlainUpdate(momentum=0.9),
+    "adam": AdamUpdate(0.8, 0.95, scale=0.3, weight_decay=0.1),
+    "fisher": FisherUpdate(0.9, 0.01, nesterov=True),
+    "muon": MuonUpdate(weight_decay=0.1),
+    "muon, cubic": MuonUpdate(8, "cubic", scale="match_rms"),
+    "muon, polar express, nesterov": MuonUpdate(polynomial="polar_express", momentum=0.9, nesterov=True),
+    "dion": DionUpdate(3, weight_decay=0.1),
+    "dion, full rank": DionUpdate(100),
+}
 
 
-def gradients(shape, steps: int = 1, seed: int = 0, dtype=torch.float64) -> list[Tensor]:
-    rng = generator(seed)
-    return [torch.randn(shape, generator=rng, dtype=dtype) for _ in range(steps)]
+@pytest.mark.parametrize("check", ALL_CHECKS)
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@settings(max_examples=5, deadline=None)
+@given(seed=seeds)
+def test_every_rule(rule, check, seed):
+    check(rule, seed)
 
 
-def matrix(shape, sigma: Tensor, seed: int = 0) -> Tensor:
-    """A float64 matrix with these singular values."""
-    u, _, vh = torch.linalg.svd(gradients(shape, seed=seed)[0], full_matrices=False)
-    return u * sigma @ vh
-
-
-def polar(m: Tensor) -> Tensor:
-    u, _, vh = torch.linalg.svd(m, full_matrices=False)
-    return u @ vh
-
-
-def learn(make, given_gradients: list[Tensor]) -> list[Tensor]:
-    """The weight, from zero, after each step of the optimizer `make` makes on these gradients."""
-    p = nn.Parameter(torch.zeros_like(given_gradients[0]))
-    optimizer, path = make([p]), []
-    for g in given_gradients:
-        p.grad = g.clone()
-        optimizer.step()
-        path.append(p.detach().clone())
-    return path
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
-
-
-# -- orthogonalise -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_cubic_converges_to_the_polar_factor(shape):
-    m = matrix(shape, torch.linspace(0.2, 3.0, 12, dtype=torch.float64))
-    assert torch.allclose(orthogonalise(m, "cubic", 30), polar(m), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(
-    ("polynomial", "coefficients"), [("cubic", (1.5, -0.5, 0.0)), ("quintic", (3.4445, -4.7750, 2.0315))]
-)
-def test_each_step_is_the_polynomial_of_the_singular_values(shape, polynomial, coefficients):
-    """Newton-Schulz acts on every singular value alone, sigma <- a sigma + b sigma^3 + c sigma^5."""
-    m = matrix(shape, torch.linspace(0.05, 2.0, 12, dtype=torch.float64))
-    u, sigma, vh = torch.linalg.svd(m, full_matrices=False)
-    a, b, c = coefficients
-    sigma = sigma / m.norm()
-    for _ in range(5):
-        sigma = a * sigma + b * sigma**3 + c * sigma**5
-    assert torch.allclose(orthogonalise(m, polynomial, 5), u * sigma @ vh, rtol=0, atol=1e-12)
+# -- plain -------------------------------------------------------------------------------------------
 
 
 @few
-@given(seed=seeds, rows=st.integers(1, 40), columns=st.integers(1, 40), weakest=st.floats(0.02, 1))
-def test_five_quintic_steps_land_near_one(seed, rows, columns, weakest):
-    """From any singular values within 50 of each other; 0.68 to 1.21 is the published band."""
-    n = min(rows, columns)
-    m = matrix((rows, columns), torch.linspace(weakest, 1.0, n, dtype=torch.float64), seed)
-    sigma = torch.linalg.svdvals(orthogonalise(m))
-    assert sigma.min() > 0.6
-    assert sigma.max() < 1.3
-
-
-@few
-@given(seed=seeds, scale=st.floats(1e-12, 1e12), shape=st.sampled_from(SHAPES))
-def test_orthogonalise_ignores_scale_and_commutes_with_transposition_and_rotation(seed, scale, shape):
-    (m,) = gradients(shape, seed=seed)
-    o = orthogonalise(m)
-    rotation = polar(gradients((shape[0], shape[0]), seed=seed + 1)[0])
-    assert torch.allclose(orthogonalise(scale * m), o, rtol=0, atol=1e-10)
-    assert torch.allclose(orthogonalise(m.T), o.T, rtol=0, atol=1e-10)
-    assert torch.allclose(orthogonalise(rotation @ m), rotation @ o, rtol=0, atol=1e-10)
-
-
-def test_nothing_to_orthogonalise_stays_nothing():
-    assert torch.equal(orthogonalise(torch.zeros(3, 5)), torch.zeros(3, 5))
-
-
-# -- Muon --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(32, 32), (64, 24), (24, 64)])
-@pytest.mark.parametrize("mu", [0.0, 0.9])
-def test_muon_is_torchs_muon(shape, mu):
-    """torch orthogonalises in bfloat16 (3 significant digits) and averages b (1 - mu), the same direction."""
-    g = gradients(shape, 6, dtype=torch.float32)
-    ours = learn(lambda p: CompositeOptimizer(p, update=MuonUpdate(), feedback=ErrorFeedback(mu), lr=0.1), g)
-    torchs = learn(lambda p: torch.optim.Muon(p, lr=0.1, momentum=mu, nesterov=False, weight_decay=0), g)
-    assert relative(ours[0], torchs[0]) < 0.02
-    assert relative(ours[-1], torchs[-1]) < 0.02
-
-
-@few
-@given(seed=seeds, mu=st.floats(0, 0.99))
-def test_the_carry_is_torchs_momentum_up_to_scale(seed, mu):
-    """Muon of torch: m <- mu m + (1 - mu) g. Ours: b = g + carry, so that m = (1 - mu) b and carry = mu b."""
-    state, momentum, feedback = {}, torch.zeros(4, 3, dtype=torch.float64), ErrorFeedback(mu)
-    for g in gradients((4, 3), 5, seed):
-        momentum.lerp_(g, 1 - mu)
-        b = feedback.signal(g, state)
-        feedback.keep(g, b, state)
-        assert torch.allclose((1 - mu) * b, momentum, rtol=1e-10, atol=1e-12)
-        assert torch.allclose(state["carry"], mu * b, rtol=1e-10, atol=1e-12)
-
-
-def test_muons_steps_have_the_size_of_their_shape():
-    """Cubic and many steps: spectral norm sqrt(max(1, out / in)) exactly."""
-    for shape in SHAPES:
-        direction, kept = MuonUpdate(40, "cubic").direction(m := gradients(shape)[0], {})
-        size = math.sqrt(max(1, shape[0] / shape[1]))
-        assert torch.allclose(direction, size * polar(m), rtol=0, atol=1e-8)
-        assert kept is m
-
-
-# -- Dion --------------------------------------------------------------------------------------------
-
-
-def dion(q: Tensor, given_gradients: list[Tensor], mu: float, lr: float) -> list[Tensor]:
-    """Ahn et al. 2025, algorithm 1, written out: weights from zero after each step."""
-    m, w, path = torch.zeros_like(given_gradients[0]), torch.zeros_like(given_gradients[0]), []
-    for g in given_gradients:
-        m = m + g
-        p = torch.linalg.qr(m @ q).Q
-        r = m.T @ p
-        m = m - (1 - mu) * p @ r.T
-        q = r / r.norm(dim=0)
-        w = w - lr * math.sqrt(w.shape[0] / w.shape[1]) * p @ q.T
-        path.append(w)
-    return path
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("rank", "mu"), [(1, 0.9), (4, 0.95), (4, 0.0), (12, 0.9)])
-def test_dion_is_the_published_recursion(shape, rank, mu):
-    g = gradients(shape, 6)
-    update = DionUpdate(rank, dion_thresh=0)
-    ours = learn(lambda p: CompositeOptimizer(p, update=update, feedback=ErrorFeedback(mu), lr=0.1), g)
-    start = torch.linalg.svd(g[0], full_matrices=False).Vh[:rank].T
-    for a, b in zip(ours, dion(start, g, mu, 0.1), strict=True):
-        assert torch.allclose(a, b, rtol=0, atol=1e-12)
-
-
-@few
-@given(seed=seeds, mu=st.floats(0, 0.99), rank=st.integers(1, 12), shape=st.sampled_from(SHAPES))
-def test_what_dion_does_not_keep_is_carried_in_full(seed, mu, rank, shape):
-    """carry = M - (1 - mu) P P'M with P an orthonormal basis of the step; at full rank that is momentum."""
-    state, feedback, update = {}, ErrorFeedback(mu), DionUpdate(rank)
-    for g in gradients(shape, 3, seed):
-        m = feedback.signal(g, state)
-        direction, kept = update.direction(m, state)
-        feedback.keep(g, kept, state)
-        projector = torch.linalg.svd(direction, full_matrices=False).U[:, :rank]
-        projector = projector @ projector.T
-        assert torch.allclose(kept, projector @ m, rtol=0, atol=1e-6 * m.norm())
-        assert torch.allclose(state["carry"], m - (1 - mu) * kept, rtol=0, atol=1e-10 * m.norm())
-        if rank == 12:
-            assert torch.allclose(state["carry"], mu * m, rtol=0, atol=1e-10 * m.norm())
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_dions_first_step_orthogonalises_the_leading_subspace(shape):
-    (m,) = gradients(shape)
-    u, _, vh = torch.linalg.svd(m, full_matrices=False)
-    for rank in (3, 12):
-        direction, _ = DionUpdate(rank).direction(m, {})
-        expected = math.sqrt(shape[0] / shape[1]) * u[:, :rank] @ vh[:rank]
-        assert torch.allclose(direction, expected, rtol=0, atol=1e-10)
-
-
-def test_dion_follows_a_steady_signal_to_its_leading_subspace():
-    """The warm power iteration converges from a wrong start by (sigma_4 / sigma_3)^2 a step."""
-    m = matrix((20, 30), torch.tensor([9.0, 8, 7] + [1.0] * 17, dtype=torch.float64))
-    u, _, vh = torch.linalg.svd(m)
-    state = {"dion_basis": gradients((30, 3), seed=1)[0]}
-    update = DionUpdate(3)
-    for _ in range(12):
-        direction, kept = update.direction(m, state)
-    assert torch.allclose(kept, u[:, :3] * torch.tensor([9.0, 8, 7]).double() @ vh[:3], rtol=0, atol=1e-10)
-    assert relative(direction @ direction.T, 20 / 30 * u[:, :3] @ u[:, :3].T) < 0.2
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_dion_does_not_step_along_rounding_errors(dtype):
-    """A signal of rank 4 under a rank of 16: four directions of size 1, and the rest is noise."""
-    m = (gradients((200, 4), seed=1)[0] @ gradients((4, 300), seed=2)[0]).to(dtype)
-    direction, _ = DionUpdate(16).direction(m, {})
-    sigma = torch.linalg.svdvals(direction / math.sqrt(200 / 300))
-    assert torch.allclose(sigma[:4], torch.ones(4, dtype=dtype), atol=1e-3)
-    assert sigma[4:].max() < 0.01
-
-
-def test_dion_recovers_from_a_step_without_a_signal():
-    (m,) = gradients((12, 30))
-    state: dict = {}
-    update = DionUpdate(4)
-    still, _ = update.direction(torch.zeros_like(m), state)
-    assert torch.equal(still, torch.zeros_like(m))
-    for _ in range(400):
-        _, kept = update.direction(m, state)
-    u = torch.linalg.svd(m).U[:, :4]
-    assert relative(kept, u @ u.T @ m) < 1e-3
-
-
-# -- Adam and plain ----------------------------------------------------------------------------------
-
-
-@few
-@given(seed=seeds, beta1=st.floats(0, 0.99), beta2=st.floats(0, 0.9999), scale=st.floats(0.01, 10))
-def test_adam_is_torchs_adam(seed, beta1, beta2, scale):
-    g = gradients((5, 3), 6, seed)
-    update = AdamUpdate(beta1, beta2, scale=scale)
-    ours = learn(lambda p: CompositeOptimizer(p, update=update, lr=0.1 / scale), g)
-    torchs = learn(lambda p: torch.optim.Adam(p, lr=0.1, betas=(beta1, beta2)), g)
+@given(seed=seeds, mu=st.floats(0.01, 0.99), nesterov=st.booleans(), decay=decays, lr=st.floats(1e-4, 1))
+def test_a_plain_update_with_momentum_is_torchs_sgd(seed, mu, nesterov, decay, lr):
+    *g, start = gradients((5, 3), 7, seed)
+    update = PlainUpdate(momentum=mu, nesterov=nesterov, weight_decay=decay)
+    ours = learn(lambda p: CompositeOptimizer(p, update=update, lr=lr), g, start)
+    torchs = learn(
+        lambda p: torch.optim.SGD(p, lr=lr, momentum=mu, nesterov=nesterov, weight_decay=decay), g, start
+    )
     for a, b in zip(ours, torchs, strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
 @few
-@given(seed=seeds, mu=st.floats(0, 0.99), lr=st.floats(1e-4, 1))
-def test_a_plain_update_with_a_carry_is_sgd_with_momentum(seed, mu, lr):
+@given(seed=seeds, mu=fractions, lr=st.floats(1e-4, 1))
+def test_a_plain_update_with_a_carry_is_torchs_sgd(seed, mu, lr):
     g = gradients((5, 3), 6, seed)
     ours = learn(lambda p: CompositeOptimizer(p, feedback=ErrorFeedback(mu), lr=lr), g)
     torchs = learn(lambda p: torch.optim.SGD(p, lr=lr, momentum=mu), g)
@@ -257,31 +74,146 @@ def test_a_plain_update_with_a_carry_is_sgd_with_momentum(seed, mu, lr):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_without_feedback_a_plain_update_is_gradient_descent():
-    g = gradients((5, 3), 4)
-    ours = learn(lambda p: CompositeOptimizer(p, feedback=NoFeedback(), lr=0.1), g)
-    assert torch.allclose(ours[-1], -0.1 * sum(g), rtol=0, atol=1e-14)
+@few
+@given(seed=seeds, decay=decays)
+def test_without_feedback_a_plain_update_is_gradient_descent(seed, decay):
+    *g, start = gradients((5, 3), 5, seed)
+    update = PlainUpdate(weight_decay=decay)
+    ours = learn(lambda p: CompositeOptimizer(p, update=update, feedback=NoFeedback(), lr=0.1), g, start)
+    torchs = learn(lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=decay), g, start)
+    assert torch.allclose(ours[-1], torchs[-1], rtol=1e-10, atol=1e-12)
+
+
+def test_beside_a_carry_weight_decay_acts_on_the_step_alone():
+    """Under zero gradients: w <- (1 - lr weight_decay) w, without the momentum that averages it in SGD."""
+    (start,) = gradients((5, 3))
+    path = learn(
+        lambda p: CompositeOptimizer(
+            p, update=PlainUpdate(weight_decay=0.5), feedback=ErrorFeedback(0.9), lr=0.1
+        ),
+        [torch.zeros_like(start)] * 5,
+        start,
+    )
+    assert torch.allclose(path[-1], 0.95**5 * start, rtol=1e-12, atol=0)
+
+
+# -- Adam --------------------------------------------------------------------------------------------
+
+
+@few
+@given(seed=seeds, beta1=fractions, beta2=st.floats(0, 0.9999), scale=st.floats(0.01, 10), decay=decays)
+def test_adam_is_torchs_adamw(seed, beta1, beta2, scale, decay):
+    """`scale` trades with the learning rate, but for the decay, which knows nothing of it."""
+    *g, start = gradients((5, 3), 7, seed)
+    update = AdamUpdate(beta1, beta2, scale=scale, weight_decay=decay * scale)
+    ours = learn(lambda p: CompositeOptimizer(p, update=update, lr=0.1 / scale), g, start)
+    torchs = learn(lambda p: torch.optim.AdamW(p, lr=0.1, betas=(beta1, beta2), weight_decay=decay), g, start)
+    for a, b in zip(ours, torchs, strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+# -- Fisher ------------------------------------------------------------------------------------------
+
+
+@few
+@given(seed=seeds, decay=fractions, damping=st.floats(1e-3, 10))
+def test_a_constant_gradient_has_fisher_g_squared_from_the_first_step_on(seed, decay, damping):
+    """F = g^2 (1 - decay^t), whose factor cancels: g / (g^2 / mean g^2 + damping) at every t."""
+    g, weight = gradients((5, 3), 2, seed)
+    expected = g / (g.square() / g.square().mean() + damping)
+    for direction in directions(FisherUpdate(decay, damping, momentum=0.0), [g] * 4, {}, weight):
+        assert torch.allclose(direction, expected, rtol=1e-10, atol=0)
+
+
+@few
+@given(seed=seeds, damping=st.floats(1e-4, 1))
+def test_on_a_quadratic_whose_noise_is_its_curvature_the_step_is_newtons(seed, damping):
+    """1/2 sum h w^2 with gradient noise of variance h, as in a well-specified model near its optimum: F = h,
+    so that the direction at w is (damped) the Newton step w in units of mean h."""
+    h, w, sign = gradients((4, 3), 3, seed)
+    h = h.exp()
+    noise = [h.sqrt() * sign.sign() * (-1) ** t for t in range(60)]
+    state: dict = {}
+    update = FisherUpdate(0.5, damping, momentum=0.0)
+    directions(update, noise, state, w)
+    direction, _ = update.direction(1e-9 * h * w, state, w)  # too small to move F itself
+    assert torch.allclose(state["fisher"] / state["fisher"].mean(), h / h.mean(), rtol=1e-8, atol=0)
+    assert torch.allclose(direction, 1e-9 * h.mean() * w / (1 + damping * h.mean() / h), rtol=1e-8, atol=0)
+
+
+@few
+@given(seed=seeds, scale=st.floats(1e-12, 1e12), decay=fractions, mu=fractions)
+def test_fishers_metric_ignores_the_scale_of_the_gradient(seed, scale, decay, mu):
+    *g, weight = gradients((5, 3), 5, seed)
+    update = FisherUpdate(decay, momentum=mu)
+    scaled = directions(update, [scale * x for x in g], {}, weight)
+    for a, b in zip(scaled, directions(update, g, {}, weight), strict=True):
+        assert torch.allclose(a, scale * b, rtol=1e-9, atol=0)
+
+
+@few
+@given(seed=seeds, damping=st.floats(1e-3, 10))
+def test_damping_bounds_fishers_gain(seed, damping):
+    """Between the plain gradient's (all entries alike) and 1 / damping times the gradient (F = 0)."""
+    *g, weight = gradients((5, 3), 5, seed)
+    for x, direction in zip(
+        g, directions(FisherUpdate(0.9, damping, momentum=0.0), g, {}, weight), strict=True
+    ):
+        assert (direction.abs() <= x.abs() / damping).all()
+    alike = torch.full_like(weight, 3.0)
+    direction, _ = FisherUpdate(0.9, damping).direction(alike, {}, weight)
+    assert torch.allclose(direction, alike / (1 + damping), rtol=1e-12, atol=0)
 
 
 # -- which rule for which parameter ------------------------------------------------------------------
 
 MUON, DION = MuonUpdate(), DionUpdate(dion_thresh=1000)
+HEADLESS = MuonUpdate(heads="fallback")
+LOW_RANK = DionUpdate(dion_thresh=0, small=HEADLESS)
 
 
 @pytest.mark.parametrize(
-    ("update", "shape", "rule"),
+    ("update", "shape", "role", "rule"),
     [
-        (PlainUpdate(), (7,), PlainUpdate()),
-        (MUON, (7,), MUON.fallback),
-        (MUON, (7, 1), MUON),
-        (MUON, (2, 3, 4), MUON.fallback),
-        (DION, (2000,), DION.small.fallback),
-        (DION, (999, 1), DION.small),
-        (DION, (40, 25), DION),
+        *((update, shape, role, update) for update in (PlainUpdate(), AdamUpdate(), FisherUpdate())
+          for shape, role in (((7,), "vector"), ((7, 3), "embedding"), ((7, 3), "head"))),
+        (MUON, (7,), "vector", MUON.fallback),
+        (MUON, (7,), "hidden", MUON.fallback),
+        (MUON, (), "vector", MUON.fallback),
+        (MUON, (7, 1), "hidden", MUON),
+        (MUON, (2, 3, 4), "hidden", MUON),
+        (MUON, (7, 3), "head", MUON),
+        (MUON, (7, 3), "embedding", MUON.fallback),
+        (HEADLESS, (7, 3), "head", HEADLESS.fallback),
+        (HEADLESS, (7, 3), "hidden", HEADLESS),
+        (DION, (2000,), "vector", DION.small.fallback),
+        (DION, (200, 10), "embedding", DION.small.fallback),
+        (DION, (999, 1), "hidden", DION.small),
+        (DION, (40, 25), "hidden", DION),
+        (DION, (40, 25), "head", DION),
+        (DION, (10, 5, 5, 4), "hidden", DION),
+        (LOW_RANK, (40, 25), "head", HEADLESS.fallback),
+        (DionUpdate(dion_thresh=0, small=PlainUpdate()), (40, 25), "embedding", PlainUpdate()),
     ],
-)
-def test_vectors_and_small_matrices_get_another_rule(update, shape, rule):
-    assert update.rule(torch.zeros(shape)) == rule
+)  # fmt: skip
+def test_each_parameter_gets_the_rule_of_its_role(update, shape, role, rule):
+    assert update.rule(torch.zeros(shape), role) == rule
+
+
+def test_a_fallback_is_stated_once(caplog):
+    log_fallback.cache_clear()
+    with caplog.at_level(logging.INFO, "mep_sim"):
+        for shape, role in [
+            ((7,), "vector"),
+            ((3,), "hidden"),
+            ((7, 3), "embedding"),
+            ((7, 3), "hidden"),
+        ] * 2:
+            MUON.rule(torch.zeros(shape), role)
+    assert caplog.messages == [
+        "MuonUpdate leaves vector parameters to AdamUpdate",
+        "MuonUpdate leaves embedding parameters to AdamUpdate",
+    ]
 
 
 def test_a_bias_under_muon_is_moved_by_adam_on_raw_gradients():
@@ -296,11 +228,21 @@ def test_a_bias_under_muon_is_moved_by_adam_on_raw_gradients():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: PlainUpdate(momentum=1.0), r"momentum = 1.0; choose 0 <= momentum < 1"),
+        (lambda: PlainUpdate(nesterov=True), r"nesterov = True with momentum = 0; give it .* such as 0.9"),
+        (
+            lambda: PlainUpdate(weight_decay=-1e-4),
+            r"weight_decay = -0.0001; choose a finite weight_decay >= 0",
+        ),
         (lambda: AdamUpdate(beta1=1.0), r"beta1 = 1.0; choose 0 <= beta1 < 1"),
         (lambda: AdamUpdate(beta2=-0.1), r"beta2 = -0.1; choose"),
-        (lambda: MuonUpdate(ns_steps=0), r"ns_steps = 0; take at least 1"),
-        (lambda: MuonUpdate(polynomial="septic"), r"'septic'; choose one of cubic, quintic"),
-        (lambda: DionUpdate(rank=0), r"rank = 0; choose a rank of at least 1"),
+        (lambda: AdamUpdate(eps=0.0), r"eps = 0.0; choose a finite eps > 0"),
+        (lambda: AdamUpdate(scale=float("nan")), r"scale = nan; choose a finite scale > 0"),
+        (lambda: AdamUpdate(weight_decay=float("inf")), r"weight_decay = inf; choose"),
+        (lambda: FisherUpdate(decay=1.0), r"decay = 1.0; choose 0 <= decay < 1"),
+        (lambda: FisherUpdate(damping=0.0), r"damping = 0.0; choose a finite damping > 0, such as 0.1"),
+        (lambda: FisherUpdate(momentum=-0.1), r"momentum = -0.1; choose 0 <= momentum < 1"),
+        (lambda: MUON.rule(torch.zeros(2, 2), "output"), f"role 'output'; choose one of {', '.join(ROLES)}"),
     ],
 )
 def test_a_setting_out_of_range_is_named_with_its_range(make, message):

@@ -1,7 +1,12 @@
 """The optimizer and its strategies; each is a frozen dataclass of settings."""
 
 from mep_sim.optimizers.composite import CompositeOptimizer
+from mep_sim.optimizers.strategies.auto_beta import AutoBeta
+from mep_sim.optimizers.strategies.certified import CertifiedConstraint
 from mep_sim.optimizers.strategies.constraint import ConstraintStrategy, NoConstraint, SpectralConstraint
+from mep_sim.optimizers.strategies.dion import DionUpdate
+from mep_sim.optimizers.strategies.ep import EPGradient
+from mep_sim.optimizers.strategies.exact import BackpropGradient, ImplicitGradient
 from mep_sim.optimizers.strategies.feedback import (
     ErrorFeedback,
     FeedbackStrategy,
@@ -10,25 +15,18 @@ from mep_sim.optimizers.strategies.feedback import (
     WriteFeedback,
     WriteResidual,
 )
-from mep_sim.optimizers.strategies.gradient import (
-    BackpropGradient,
-    EPGradient,
-    Estimate,
-    GradientStrategy,
-    ImplicitGradient,
-)
-from mep_sim.optimizers.strategies.update import (
-    AdamUpdate,
-    DionUpdate,
-    MuonUpdate,
-    PlainUpdate,
-    UpdateStrategy,
-    orthogonalise,
-)
+from mep_sim.optimizers.strategies.gradient import Estimate, GradientStrategy
+from mep_sim.optimizers.strategies.holomorphic import HolomorphicGradient
+from mep_sim.optimizers.strategies.local import LocalEPGradient
+from mep_sim.optimizers.strategies.muon import MuonUpdate, orthogonalise
+from mep_sim.optimizers.strategies.natural import NaturalGradient
+from mep_sim.optimizers.strategies.update import AdamUpdate, FisherUpdate, PlainUpdate, UpdateStrategy
 
 __all__ = [
     "AdamUpdate",
+    "AutoBeta",
     "BackpropGradient",
+    "CertifiedConstraint",
     "CompositeOptimizer",
     "ConstraintStrategy",
     "DionUpdate",
@@ -36,9 +34,13 @@ __all__ = [
     "ErrorFeedback",
     "Estimate",
     "FeedbackStrategy",
+    "FisherUpdate",
     "GradientStrategy",
+    "HolomorphicGradient",
     "ImplicitGradient",
+    "LocalEPGradient",
     "MuonUpdate",
+    "NaturalGradient",
     "NoConstraint",
     "NoFeedback",
     "NoWriteFeedback",

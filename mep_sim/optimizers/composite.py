@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from circuits import EnergyCircuit, FeedforwardCircuit
 from circuits.chip import Chip
-from mep_sim.optimizers.strategies.constraint import ConstraintStrategy, NoConstraint
+from mep_sim.optimizers.strategies.constraint import ConstraintStrategy, NoConstraint, module_of
+from mep_sim.optimizers.strategies.exact import BackpropGradient
 from mep_sim.optimizers.strategies.feedback import (
     ErrorFeedback,
     FeedbackStrategy,
     WriteFeedback,
     WriteResidual,
 )
-from mep_sim.optimizers.strategies.gradient import BackpropGradient, Estimate, GradientStrategy
+from mep_sim.optimizers.strategies.gradient import Estimate, GradientStrategy
 from mep_sim.optimizers.strategies.update import PlainUpdate, UpdateStrategy
+
+GROUP_OPTIONS = {"params", "param_names", "lr", "initial_lr", "update"}
 
 
 class CompositeOptimizer(torch.optim.Optimizer):
@@ -27,13 +31,15 @@ class CompositeOptimizer(torch.optim.Optimizer):
     EP, and `loss.backward(); optimizer.step()` uses the same update on a gradient of one's own. With a
     `chip`, what reaches a weight on the array is what its pulses write; `write_feedback` sees to the rest.
 
+    params: parameters, or groups of them, each with an `lr` and an `update` of its own if it likes. lr > 0.
     model: the circuit, or an nn.Sequential to make a FeedforwardCircuit of; needed for step(x=, target=).
-    lr > 0; the last `Estimate` is kept in `.estimate`.
+    clip_norm: the largest norm of the gradient over all parameters, > 0; None leaves it. The last `Estimate` is kept in
+    `.estimate`; `state_dict` holds what runs (also `memory`, the gradient strategy's), not the strategies' settings.
     """
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable,
         gradient: GradientStrategy | None = None,
         update: UpdateStrategy | None = None,
         constraint: ConstraintStrategy | None = None,
@@ -42,38 +48,71 @@ class CompositeOptimizer(torch.optim.Optimizer):
         model: nn.Module | None = None,
         chip: Chip | None = None,
         write_feedback: WriteFeedback | None = None,
+        *,
+        clip_norm: float | None = None,
     ):
-        if not lr > 0:
-            raise ValueError(f"lr = {lr}; choose a learning rate > 0, such as 0.01")
-        super().__init__(params, {"lr": lr})
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm = {clip_norm}; choose a norm > 0, such as 1, or None")
         self.gradient = gradient or BackpropGradient()
         self.update = update or PlainUpdate()
         self.constraint = constraint or NoConstraint()
         self.feedback = feedback or ErrorFeedback()
         self.write_feedback = write_feedback or WriteResidual()
+        self.clip_norm = clip_norm
         self.chip = chip
-        self.circuit = _as_circuit(chip.circuit if chip is not None else model)
-        self._names = self._name_parameters()
+        self.circuit = _circuit_of(model, chip)
+        self.constraint.check(self.circuit)
+        self.memory: dict = {}
         self.estimate: Estimate | None = None
+        self._updates: list[UpdateStrategy] = []  # of the groups
+        self._named: dict[str, nn.Parameter] = {}  # the parameters by the circuit's names
+        super().__init__(params, {"lr": lr})
 
-    def _name_parameters(self) -> dict[nn.Parameter, str]:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, with options `lr` and `update` where they differ from the optimizer's."""
+        group = dict(param_group)
+        if unknown := group.keys() - GROUP_OPTIONS:
+            raise ValueError(f"a parameter group sets {', '.join(sorted(unknown))}; it may set lr and update")
+        lr, update = group.get("lr", self.defaults["lr"]), group.pop("update", self.update)
+        if not lr > 0:
+            raise ValueError(f"lr = {lr}; choose a learning rate > 0, such as 0.01")
+        if not isinstance(update, UpdateStrategy):
+            raise ValueError(f"update = {update!r} of a group; give an UpdateStrategy, such as AdamUpdate()")
+        super().add_param_group(group)
+        try:
+            self._named |= self._names_of(self.param_groups[-1]["params"])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        self._updates.append(update)
+
+    def _names_of(self, params: list[nn.Parameter]) -> dict[str, nn.Parameter]:
         if self.circuit is None:
-            return {}
+            return {f"param-{len(self._named) + i}": p for i, p in enumerate(params)}
         names = {p: name for name, p in self.circuit.named_parameters()}
-        foreign = [tuple(p.shape) for group in self.param_groups for p in group["params"] if p not in names]
-        if foreign:
+        if foreign := [tuple(p.shape) for p in params if p not in names]:
             raise ValueError(f"parameters of shapes {foreign} are not the model's; pass model.parameters()")
-        return names
+        return {names[p]: p for p in params}
+
+    def role(self, name: str) -> str:
+        """What a parameter is for, one of `strategies.update.ROLES`."""
+        if self._named[name].ndim < 2:
+            return "vector"
+        if isinstance(module_of(name, self.circuit), nn.Embedding):
+            return "embedding"
+        return "head" if self.circuit is not None and name == self.circuit.weights[-1] else "hidden"
+
+    # -- one step -----------------------------------------------------------------------------------
 
     def compute_gradient(self, x: Tensor, target: Tensor) -> Estimate:
-        """Estimate the gradient at (x, target) and put it into `.grad`, so that it can be looked at or clipped
-        before `step()`."""
+        """Estimate the gradient at (x, target) and put it into `.grad`, so that it can be looked at before
+        `step()`."""
         if self.circuit is None:
             raise ValueError("step(x=, target=) needs the network: pass model= when making the optimizer")
         read = self.circuit.params if self.chip is None else self.chip.read
-        self.estimate = self.gradient.estimate(self.circuit, read, x, target)
-        for p, name in self._names.items():
-            p.grad = self.estimate.gradient.get(name)
+        self.estimate = self.gradient.estimate(self.circuit, read, x, target, memory=self.memory)
+        for name, p in self._named.items():
+            p.grad = self.estimate.gradient.get(name) if p.requires_grad else None
         return self.estimate
 
     @torch.no_grad()
@@ -85,47 +124,114 @@ class CompositeOptimizer(torch.optim.Optimizer):
         target: Tensor | None = None,
     ) -> Tensor | None:
         """Learn from a batch (x, target), or from the gradients already in `.grad`; returns the loss if known."""
+        loss = self._gather(closure, x, target)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._named.values(), self.clip_norm)
+        proposed = self._propose()
+        states = {name: self.state[self._named[name]] for name in proposed}
+        self._write(self.constraint.project(proposed, self.circuit, states))
+        if x is None and self.chip is not None:
+            self.chip.read()  # a forward pass of one's own sees the weights by their last read
+        return loss
+
+    def _gather(self, closure: Callable | None, x: Tensor | None, target: Tensor | None) -> Tensor | None:
+        """Get the gradient into `.grad`, or see that it is there; the loss where it is known."""
         if (x is None) != (target is None):
             raise ValueError(
                 "step() got only one of x and target; give both, or neither after loss.backward()"
             )
         if x is not None and closure is not None:
             raise ValueError("step() got a closure and a batch; give one of them")
-        loss = None
         if x is not None:
             loss = self.compute_gradient(x, target).loss
         elif closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._move(p, group["lr"])
-        if x is None and self.chip is not None:
-            self.chip.read()  # a forward pass of one's own sees the weights by their last read
+        else:
+            known = any(p.grad is not None for p in self._named.values())
+            if not known and not isinstance(self.gradient, BackpropGradient):
+                raise ValueError(
+                    f"{type(self.gradient).__name__} has no batch to learn from: step(x=x, target=y)"
+                )
+            return None
+        value = torch.as_tensor(loss)
+        if value.device.type == "cpu" and not value.isfinite():  # a look would stall a GPU's queue
+            raise ValueError(
+                f"the loss is {value.item()}; lower lr, lower beta or bound the weights (SpectralConstraint)"
+            )
         return loss
 
-    def _move(self, p: nn.Parameter, lr: float) -> None:
-        state, rule = self.state[p], self.update.rule(p)
-        if rule.has_own_memory:
-            direction, _ = rule.direction(p.grad, state)
-        else:
-            signal = self.feedback.signal(p.grad, state)
-            direction, kept = rule.direction(signal, state)
-            self.feedback.keep(p.grad, kept, state)
-        proposed = self.constraint.project(p - lr * direction, state)
-        name = self._names.get(p)
-        if self.chip is None or not self.chip.holds(name):
-            p.copy_(proposed)
-            return
-        wanted = self.write_feedback.wanted(proposed - p, state)
-        written = self.chip.write({name: wanted})[name]
-        self.write_feedback.written(wanted, written, state)
+    def _propose(self) -> dict[str, Tensor]:
+        """Where every parameter with a gradient should go, by name."""
+        groups = zip(self.param_groups, self._updates, strict=True)
+        options = {p: (group["lr"], update) for group, update in groups for p in group["params"]}
+        proposed = {}
+        for name, p in self._named.items():
+            if p.grad is None:
+                continue
+            (lr, update), state = options[p], self.state[p]
+            rule = update.rule(p, self.role(name))
+            if rule.has_own_memory:
+                direction, _ = rule.direction(p.grad, state, p)
+            else:
+                direction, kept = rule.direction(self.feedback.signal(p.grad, state), state, p)
+                self.feedback.keep(p.grad, kept, state)
+            proposed[name] = torch.sub(p, direction, alpha=lr)
+        return proposed
+
+    def _write(self, weights: dict[str, Tensor]) -> None:
+        wanted = {}
+        for name, weight in weights.items():
+            p = self._named[name]
+            if self.chip is not None and self.chip.holds(name):
+                wanted[name] = self.write_feedback.wanted(weight - p, self.state[p])
+            else:
+                p.copy_(weight)
+        for name, written in (self.chip.write(wanted) if wanted else {}).items():
+            self.write_feedback.written(wanted[name], written, self.state[self._named[name]])
+
+    # -- saving -------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of torch, with the gradient strategy's `memory`. Strategies are settings: make the optimizer anew with the
+        same ones, then load."""
+        return {**super().state_dict(), "memory": self.memory}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        device = self.param_groups[0]["params"][0].device
+        self.memory = {name: _copied(value, device) for name, value in state_dict.get("memory", {}).items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # to be copied or pickled: torch's own would leave all but three attributes behind
+        own = (
+            "gradient",
+            "update",
+            "constraint",
+            "feedback",
+            "write_feedback",
+            "clip_norm",
+            "chip",
+            "circuit",
+        )
+        running = ("memory", "estimate", "_updates", "_named")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in (*own, *running)}}
 
 
-def _as_circuit(model: nn.Module | None) -> EnergyCircuit | None:
+def _circuit_of(model: nn.Module | None, chip: Chip | None) -> EnergyCircuit | None:
+    if chip is not None:
+        if model is not None and model not in (chip.circuit, getattr(chip.circuit, "model", None)):
+            raise ValueError("the chip was made of another circuit than model; pass model=chip.circuit")
+        return chip.circuit
     if model is None or isinstance(model, EnergyCircuit):
         return model
     if isinstance(model, nn.Sequential):
         return FeedforwardCircuit.from_sequential(model)
     raise ValueError(f"cannot make a circuit of {type(model).__name__}; pass an nn.Sequential or a circuit")
+
+
+def _copied(value: Any, device: torch.device) -> Any:
+    """An entry of a gradient strategy's memory; a generator's state (bytes) stays where it is."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device if value.is_floating_point() else value.device, copy=True)

@@ -1,26 +1,32 @@
-"""How a gradient signal becomes a step direction.
+"""How a gradient signal becomes a step direction: plain, Adam, diagonal Fisher (Muon and Dion: next door).
 
-`direction(signal, state)` returns the direction (the optimizer moves by -lr times it) and what of the
+`direction(signal, state, weight)` returns the direction (the optimizer moves by -lr times it) and what of the
 signal it *kept*, so that a feedback strategy can carry the rest over: carry = signal - (1 - mu) kept.
 Kept = the whole signal makes the carry a momentum; kept = a low-rank part makes it Dion's error feedback.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+# What a parameter is for. Head: the weight of the last layer. Vector: all with ndim < 2 (biases, norm affines).
+ROLES = ("hidden", "head", "embedding", "vector")
 
 
 @dataclass(frozen=True)
 class UpdateStrategy(ABC):
     """Settings of a rule; its running tensors live in the optimizer's per-parameter `state`."""
 
-    def rule(self, parameter: Tensor) -> UpdateStrategy:
-        """The rule for this parameter: itself, or a fallback where it does not apply."""
+    def rule(self, parameter: Tensor, role: str = "hidden") -> UpdateStrategy:
+        """The rule for this parameter: itself, or a fallback where it does not apply. role: one of ROLES."""
         return self
 
     @property
@@ -29,133 +35,167 @@ class UpdateStrategy(ABC):
         return False
 
     @abstractmethod
-    def direction(self, signal: Tensor, state: dict) -> tuple[Tensor, Tensor]:
-        """(direction, kept), each shaped like the parameter."""
+    def direction(self, signal: Tensor, state: dict, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """(direction, kept) of a signal at this weight, all shaped like the parameter; no input is changed."""
 
 
-@dataclass(frozen=True)
-class PlainUpdate(UpdateStrategy):
-    """The signal itself: gradient descent, with a carry heavy-ball momentum."""
+@dataclass(frozen=True, kw_only=True)
+class MomentumUpdate(UpdateStrategy):
+    """A rule that may average gradients itself, v <- momentum v + g.
 
-    def direction(self, signal: Tensor, state: dict) -> tuple[Tensor, Tensor]:
-        return signal, signal
+    momentum: in [0, 1); 0 leaves the averaging to the feedback's carry, above 0 the feedback is not asked.
+    nesterov: hand on g + momentum v in place of v (Sutskever et al. 2013, as torch.optim.SGD writes it).
+    weight_decay: >= 0.
+    """
+
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_fraction(momentum=self.momentum)
+        check_weight_decay(self.weight_decay)
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov = True with momentum = 0; give it a momentum of its own, such as 0.9")
+
+    @property
+    def has_own_memory(self) -> bool:
+        return self.momentum > 0
+
+    def averaged(self, signal: Tensor, state: dict) -> Tensor:
+        """The signal with this rule's own momentum."""
+        if not self.momentum:
+            return signal
+        past = state.get("velocity")
+        state["velocity"] = velocity = signal.clone() if past is None else signal + self.momentum * past
+        return signal + self.momentum * velocity if self.nesterov else velocity
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainUpdate(MomentumUpdate):
+    """Gradient descent, step by step torch.optim.SGD (dampening 0).
+
+    Weight decay is coupled, g + weight_decay w: the rule's own momentum averages it as part of the gradient.
+    Without that, momentum is the feedback's carry of g alone, and the decay acts beside it on each step.
+    """
+
+    def direction(self, signal: Tensor, state: dict, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return self.averaged(decayed(signal, weight, self.weight_decay), state), signal
 
 
 @dataclass(frozen=True)
 class AdamUpdate(UpdateStrategy):
-    """Adam (Kingma & Ba 2015, algorithm 1); `scale` multiplies the direction, so that it can share a
-    learning rate with an orthogonalised update."""
+    """Adam (Kingma & Ba 2015, algorithm 1) with decoupled weight decay (AdamW, Loshchilov & Hutter 2019).
+
+    scale multiplies Adam's direction, not the decay, so that it can share a learning rate with an
+    orthogonalised update.
+    """
 
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
     scale: float = 1.0
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} = {value}; choose 0 <= {name} < 1")
+        check_fraction(beta1=self.beta1, beta2=self.beta2)
+        check_weight_decay(self.weight_decay)
+        for name, value in (("eps", self.eps), ("scale", self.scale)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} = {value}; choose a finite {name} > 0")
 
     @property
     def has_own_memory(self) -> bool:
         return True
 
-    def direction(self, signal: Tensor, state: dict) -> tuple[Tensor, Tensor]:
+    def direction(self, signal: Tensor, state: dict, weight: Tensor) -> tuple[Tensor, Tensor]:
         if "adam_step" not in state:
             state["adam_step"] = 0
             state["adam_mean"], state["adam_square"] = torch.zeros_like(signal), torch.zeros_like(signal)
         state["adam_step"] += 1
         mean = state["adam_mean"].lerp_(signal, 1 - self.beta1)
-        square = state["adam_square"].lerp_(signal.square(), 1 - self.beta2)
+        square = state["adam_square"].mul_(self.beta2).addcmul_(signal, signal, value=1 - self.beta2)
         bias1, bias2 = 1 - self.beta1 ** state["adam_step"], 1 - self.beta2 ** state["adam_step"]
         root = square.sqrt().div_(math.sqrt(bias2)).add_(self.eps)
-        return self.scale * (mean / bias1) / root, signal
-
-
-# Odd polynomials p(X) = a X + b X X'X + c X (X'X)^2 that drive singular values towards 1.
-_CUBIC = ((1.5, -0.5, 0.0),)
-_QUINTIC = ((3.4445, -4.7750, 2.0315),)  # Jordan 2024: fast, lands in [0.7, 1.2]
-NEWTON_SCHULZ = {"cubic": _CUBIC, "quintic": _QUINTIC}
-
-
-def orthogonalise(matrix: Tensor, polynomial: str = "quintic", steps: int = 5) -> Tensor:
-    """The polar factor of a matrix (m, n) by `steps` Newton-Schulz iterations.
-
-    Scaled by the Frobenius norm first: the cubic diverges for singular values above sqrt(5) and flips their
-    sign above sqrt(3). "cubic" converges to the factor itself, slowly (Higham 2008, section 8.3).
-    """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=1e-30)
-    coefficients = NEWTON_SCHULZ[polynomial]
-    for step in range(steps):
-        a, b, c = coefficients[min(step, len(coefficients) - 1)]
-        gram = x @ x.T
-        mixed = torch.addmm(gram, gram, gram, beta=b, alpha=c) if c else b * gram
-        x = torch.addmm(x, mixed, x, beta=a)
-    return x.T if tall else x
+        return decayed((mean / root).mul_(self.scale / bias1), weight, self.weight_decay), signal
 
 
 @dataclass(frozen=True)
-class MuonUpdate(UpdateStrategy):
-    """Muon: the orthogonalised signal times sqrt(max(1, out/in)) (Jordan 2024).
+class FisherUpdate(MomentumUpdate):
+    """The gradient over a running diagonal of the empirical Fisher, F <- decay F + (1 - decay) g^2:
 
-    ns_steps: Newton-Schulz iterations; polynomial: "quintic" or "cubic"; fallback: the rule of
-    parameters that are not matrices.
+        direction = g / (F / mean(F) + damping), with weight decay decoupled.
+
+    Natural gradient descent (Amari 1998), diagonal and for each parameter tensor in units of its own
+    gradient: F enters only relative to its mean, so that neither the scale of the gradient nor the bias of a
+    young average (the same factor in F and mean(F)) shapes the step. damping > 0 bounds the gain by 1 / damping.
+    g is the gradient of the mean over a batch: this "empirical Fisher" is the curvature only near the optimum
+    of a well-specified model; elsewhere it can mislead (Kunstner et al. 2019), hence the generous damping.
+    F needs raw gradients, so that the averaging is always this rule's own.
     """
 
-    ns_steps: int = 5
-    polynomial: str = "quintic"
-    fallback: UpdateStrategy = field(default_factory=lambda: AdamUpdate(scale=0.05))
+    decay: float = 0.95
+    damping: float = 0.1
+    momentum: float = field(default=0.9, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.ns_steps < 1:
-            raise ValueError(f"ns_steps = {self.ns_steps}; take at least 1 Newton-Schulz step")
-        if self.polynomial not in NEWTON_SCHULZ:
-            raise ValueError(
-                f"unknown polynomial {self.polynomial!r}; choose one of {', '.join(NEWTON_SCHULZ)}"
-            )
+        super().__post_init__()
+        check_fraction(decay=self.decay)
+        if not 0 < self.damping < math.inf:
+            raise ValueError(f"damping = {self.damping}; choose a finite damping > 0, such as 0.1")
 
-    def rule(self, parameter: Tensor) -> UpdateStrategy:
-        return self if parameter.ndim == 2 else self.fallback
+    @property
+    def has_own_memory(self) -> bool:
+        return True
 
-    def direction(self, signal: Tensor, state: dict) -> tuple[Tensor, Tensor]:
-        rows, columns = signal.shape
-        orthogonal = orthogonalise(signal, self.polynomial, self.ns_steps)
-        return orthogonal * math.sqrt(max(1.0, rows / columns)), signal
+    def direction(self, signal: Tensor, state: dict, weight: Tensor) -> tuple[Tensor, Tensor]:
+        if "fisher" not in state:
+            state["fisher"] = torch.zeros_like(signal)
+        fisher = state["fisher"].mul_(self.decay).addcmul_(signal, signal, value=1 - self.decay)
+        mean = fisher.mean()
+        # no gradient so far: 0 / tiny = 0
+        metric = fisher.add(mean, alpha=self.damping).clamp_(min=torch.finfo(fisher.dtype).tiny)
+        return decayed(self.averaged(signal, state) * mean / metric, weight, self.weight_decay), signal
 
 
-@dataclass(frozen=True)
-class DionUpdate(UpdateStrategy):
-    """Dion: the signal's leading subspace by one warm power iteration, orthonormalised (Ahn et al. 2025).
+def is_matrix(parameter: Tensor, role: str) -> bool:
+    """Whether a rule for linear maps fits: matrices and kernels (out, ...), but no table of embeddings."""
+    check_choice("role", role, ROLES)
+    return parameter.ndim >= 2 and role not in ("embedding", "vector")
 
-    P = qr(M Q), R = M'P, direction sqrt(out/in) P Q'+ with Q+ = R with unit columns, kept = P R'.
-    With a gradient carry of decay mu the part of M outside the subspace is carried in full. rank: of the update;
-    dion_thresh: matrices with fewer entries go to `small` (full orthogonalisation).
-    """
 
-    rank: int = 16
-    dion_thresh: int = 100_000
-    small: UpdateStrategy = field(default_factory=MuonUpdate)
+def decayed(direction: Tensor, weight: Tensor, weight_decay: float) -> Tensor:
+    return direction.add(weight, alpha=weight_decay) if weight_decay else direction
 
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank = {self.rank}; choose a rank of at least 1")
 
-    def rule(self, parameter: Tensor) -> UpdateStrategy:
-        fits = parameter.ndim == 2 and parameter.numel() >= self.dion_thresh
-        return self if fits else self.small.rule(parameter)
+def smallest_norm(x: Tensor) -> float:
+    """Below it a norm of x may have lost entries whose squares underflow: a floor to divide by."""
+    return math.sqrt(torch.finfo(x.dtype).tiny * x.numel())
 
-    def direction(self, signal: Tensor, state: dict) -> tuple[Tensor, Tensor]:
-        rows, columns = signal.shape
-        if "dion_basis" not in state:
-            rank = min(self.rank, rows, columns)
-            state["dion_basis"] = torch.linalg.svd(signal, full_matrices=False).Vh[:rank].T.contiguous()
-        p, _ = torch.linalg.qr(signal @ state["dion_basis"])
-        r = signal.T @ p
-        size = r.norm(dim=0)
-        # rounding errors of a signal of lower rank are no directions to step in
-        noise = max(rows, columns) * torch.finfo(r.dtype).eps * size.max()
-        q = r / torch.maximum(size, noise).clamp(min=1e-30)
-        state["dion_basis"] = q
-        return math.sqrt(rows / columns) * (p @ q.T), p @ r.T
+
+@functools.cache
+def log_fallback(rule: str, role: str, fallback: str) -> None:
+    """State on the logger "mep_sim", level INFO, that `rule` hands a role over: once per process, not per step."""
+    logging.getLogger("mep_sim").info("%s leaves %s parameters to %s", rule, role, fallback)
+
+
+def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
+
+
+def check_count(**settings: int) -> None:
+    for name, value in settings.items():
+        if not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"{name} = {value}; choose a whole number of 1 or more")
+
+
+def check_fraction(**settings: float) -> None:
+    for name, value in settings.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} = {value}; choose 0 <= {name} < 1")
+
+
+def check_weight_decay(weight_decay: float) -> None:
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay = {weight_decay}; choose a finite weight_decay >= 0 (0: none)")

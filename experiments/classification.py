@@ -1,0 +1,298 @@
+"""Who learns digits, how well and in what time: backprop's optimizers beside everything that learns by EP.
+
+One network, 784-256-10 (or 64-256-10), batches of 128; all rows of a seed share the initial weights and the order of
+samples, and every row has a learning rate of its own, chosen on the validation part, that falls linearly to zero. The
+rows called backprop are an nn.Sequential, `backward()` and an optimizer, as anybody trains it. Times are taken in the
+end, in turn and in one process, over backprop's with SGD.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from circuits import FeedforwardCircuit
+from experiments.benchmarks.timing import alternately
+from experiments.common import console, generator, launch, print_table
+from experiments.learner import Learner
+from experiments.seeds import Result, SeedsOptions, tabulate
+from mep_sim.data import Dataset, batches, load
+from mep_sim.metrics import StepMetrics
+from mep_sim.optimizers import (
+    AdamUpdate,
+    CompositeOptimizer,
+    DionUpdate,
+    EPGradient,
+    MuonUpdate,
+    NoFeedback,
+)
+from mep_sim.presets import eqprop, local_ep, muon_backprop, natural_ep, sdmep, smep
+from mep_sim.settling import SettlingError
+
+HIDDEN, BATCH = 256, 128
+TURN = 10  # steps timed at a time: few, so that whatever else the machine does disturbs all rows alike
+
+
+@dataclass(frozen=True)
+class Task:
+    """samples: of the training part, None for all of it."""
+
+    dataset: str
+    samples: int | None
+    epochs: int
+
+    def data(self, seed: int, config: Config) -> Dataset:
+        samples = 256 if config.smoke else self.samples
+        return load(self.dataset, samples=samples, seed=seed).to(config.device)
+
+
+TASKS = {
+    "mnist-3": Task("mnist", 10_000, 3),
+    "mnist-10": Task("mnist", 10_000, 10),
+    "digits-30": Task("digits", None, 30),
+}
+
+
+def _ep_adam(model: nn.Sequential, lr: float) -> CompositeOptimizer:
+    return CompositeOptimizer(
+        model.parameters(), EPGradient(), AdamUpdate(), feedback=NoFeedback(), lr=lr, model=model
+    )
+
+
+# How each row makes an optimizer of a network and a learning rate.
+OPTIMIZERS: dict[str, Callable[[nn.Sequential, float], torch.optim.Optimizer]] = {
+    "backprop, SGD": lambda model, lr: torch.optim.SGD(model.parameters(), lr, momentum=0.9),
+    "backprop, Adam": lambda model, lr: torch.optim.Adam(model.parameters(), lr),
+    "backprop, Muon": lambda model, lr: muon_backprop(model.parameters(), lr=lr),
+    "EqProp": lambda model, lr: eqprop(model.parameters(), model, lr),
+    "EP, Adam": _ep_adam,
+    "SMEP": lambda model, lr: smep(model.parameters(), model, lr),
+    "SDMEP": lambda model, lr: sdmep(model.parameters(), model, lr),
+    "local": lambda model, lr: local_ep(model.parameters(), model, lr),
+    "natural": lambda model, lr: natural_ep(model.parameters(), model, lr),
+    "EqProp, one_sweep": lambda model, lr: eqprop(model.parameters(), model, lr, phases="one_sweep"),
+    "SMEP, one_sweep": lambda model, lr: smep(model.parameters(), model, lr, phases="one_sweep"),
+}
+# What each is compared with: the same update by backprop where there is one.
+REFERENCES = {
+    "backprop, Adam": "backprop, SGD",
+    "backprop, Muon": "backprop, SGD",
+    "EqProp": "backprop, SGD",
+    "EP, Adam": "backprop, Adam",
+    "SMEP": "backprop, Muon",
+    "SDMEP": "SMEP",
+    "local": "EqProp",
+    "natural": "EqProp",
+    "EqProp, one_sweep": "backprop, SGD",
+    "SMEP, one_sweep": "backprop, Muon",
+}
+# By task, as in TASKS. Found with --tune 0.25 0.5 1 2 4 --seeds 1, again around the best where that was an end of the
+# grid. one_sweep, being backprop, takes over its rates.
+RATES: dict[str, tuple[float, float, float]] = {
+    "backprop, SGD": (0.1, 0.1, 0.1),
+    "backprop, Adam": (4e-3, 4e-3, 4e-3),
+    "backprop, Muon": (0.05, 0.05, 0.05),
+    "EqProp": (0.1, 0.1, 0.1),
+    "EP, Adam": (4e-3, 4e-3, 4e-3),
+    "SMEP": (0.05, 0.05, 0.05),
+    "SDMEP": (0.04, 0.04, 0.04),
+    "local": (0.4, 0.4, 0.4),
+    "natural": (0.02, 0.02, 0.02),
+}
+RATES |= {
+    "EqProp, one_sweep": RATES["backprop, SGD"],
+    "SMEP, one_sweep": RATES["backprop, Muon"],
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to train on a task (names in OPTIMIZERS and TASKS), its learning rate, and what it is compared with."""
+
+    optimizer: str
+    task: str
+    lr: float
+    reference: str | None = None
+
+    def learner(self, data: Dataset, seed: int, config: Config) -> Learner:
+        sizes = (data.features, 16 if config.smoke else HIDDEN, data.classes)
+        circuit = FeedforwardCircuit.from_sizes(sizes, rng=generator(seed)).to(config.device)
+        optimizer = OPTIMIZERS[self.optimizer](circuit.model, self.lr)
+        kind = partial(AutogradLearner, circuit) if self.optimizer.startswith("backprop") else Learner
+        return kind(self.optimizer, optimizer, TASKS[self.task].epochs, BATCH, generator(seed + 2))
+
+
+class AutogradLearner(Learner):
+    """The same by `backward()` and any of torch's optimizers, which know no circuit."""
+
+    chip = None
+
+    def __init__(self, circuit: FeedforwardCircuit, *arguments):
+        super().__init__(*arguments)
+        self._circuit, self.loss = circuit, math.nan
+
+    @property
+    def circuit(self) -> FeedforwardCircuit:
+        return self._circuit
+
+    def learn(self, x: Tensor, y: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.circuit.model(x), y)
+        loss.backward()
+        self.optimizer.step()
+        self.loss = loss.detach()
+
+    def metrics(self) -> StepMetrics:
+        return StepMetrics(float(self.loss))
+
+
+@dataclass(frozen=True)
+class Config(SeedsOptions):
+    """Every optimizer on MNIST and on digits: accuracy over seeds, and time."""
+
+    tasks: tuple[str, ...] = field(default_factory=lambda: tuple(TASKS))
+    """mnist-3 and mnist-10: 10,000 images of MNIST, 3 and 10 epochs; digits-30: scikit-learn's digits, 30 epochs."""
+    tune: tuple[float, ...] = ()
+    """Factors on every row's learning rate to try, judged on the validation part; nothing is timed then."""
+    rounds: int = 15
+    """Times that all rows are timed in turn."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := [name for name in self.tasks if name not in TASKS]:
+            raise ValueError(f"unknown tasks {unknown}; choose among {list(TASKS)}")
+        if self.rounds < 1:
+            raise ValueError(f"rounds = {self.rounds}; choose at least 1")
+        for factor in self.tune:
+            if not 0 < factor < math.inf:
+                raise ValueError(f"factor {factor} to tune; choose finite factors > 0, such as 0.5 1 2")
+
+    def table(self, task: str) -> dict[str, Row]:
+        """The rows of a task, each once per factor to tune."""
+        rates = {name: RATES[name][list(TASKS).index(task)] for name in self.chosen(OPTIMIZERS)}
+        if not self.tune:
+            return {name: Row(name, task, lr, REFERENCES.get(name)) for name, lr in rates.items()}
+        tried = [(name, lr * factor) for name, lr in rates.items() for factor in self.tune]
+        return {f"{name}, lr {lr:g}": Row(name, task, lr) for name, lr in tried}
+
+
+COLUMNS = {"train accuracy %": ".2f", "settled": ".2%"}
+
+
+def train(name: str, row: Row, seed: int, config: Config) -> Result:
+    """One cell: accuracy on the test part, or on the validation part to tune; settling of the last epoch."""
+    task = TASKS[row.task]
+    data = task.data(seed, config)
+    learner = row.learner(data, seed, config)
+    held = (data.validation_x, data.validation_y) if config.tune else (data.test_x, data.test_y)
+    try:
+        for _ in range(2 if config.smoke else task.epochs):
+            for _ in learner.fit(data.train_x, data.train_y, None):
+                pass
+    except (ValueError, SettlingError) as error:
+        if not config.tune:
+            raise
+        console.print(f"{name}: {error}")  # a rate too large is one of the things to find out
+        return dict.fromkeys(("accuracy", *COLUMNS), math.nan) | {"data": data.source}
+    return {
+        "accuracy": learner.accuracy(*held),
+        "train accuracy %": 100 * learner.accuracy(data.train_x, data.train_y),
+        "settled": learner.history[-1]["settled"],
+        "data": f"{data.source}; {len(data.train_x)} to train on, {len(learner.history)} epochs",
+    }
+
+
+TIME_COLUMNS = {
+    "network": "",
+    "row": "",
+    "s/epoch": ".3f",
+    "over SGD": ".2f",
+    "quartiles": "",
+    "orthogonalising": ".0%",
+    "bounding": ".0%",
+}
+
+
+def time_rows(task: str, config: Config) -> list[dict[str, object]]:
+    """Seconds of an epoch by row on a task's network, and what of a step goes into matrices, not the gradient."""
+    data, rows = TASKS[task].data(config.seed, config), config.table(task)
+    reference = Row("backprop, SGD", task, RATES["backprop, SGD"][0])
+    rows = {reference.optimizer: reference, **rows}
+    learners = {name: row.learner(data, config.seed, config) for name, row in rows.items()}
+    steps = -(-len(data.train_x) // BATCH)
+    turns = {name: partial(_turn, learner, data) for name, learner in learners.items()}
+    timings = alternately(turns, rounds=2 if config.smoke else config.rounds, seconds=600)
+    return [
+        {
+            "network": "-".join(map(str, (data.features, *learners[name].circuit.layout.sizes))),
+            "row": name,
+            "s/epoch": timing.seconds * steps / min(TURN, steps),
+            "over SGD": timing.ratio,
+            "quartiles": f"{timing.low:.2f}-{timing.high:.2f}",
+            **_shares(learners[name], data),
+        }
+        for name, timing in timings.items()
+    ]
+
+
+def _turn(learner: Learner, data: Dataset) -> None:
+    """A few steps on batches as they come, without any monitoring."""
+    for _, (x, y) in zip(
+        range(TURN), batches(data.train_x, data.train_y, BATCH, learner.order), strict=False
+    ):
+        learner.learn(x, y)
+
+
+def _shares(learner: Learner, data: Dataset) -> dict[str, float]:
+    """The shares of a step that make matrices orthogonal (Muon) or of low rank (Dion), and that bound them."""
+    optimizer = learner.optimizer
+    if not isinstance(optimizer, CompositeOptimizer):
+        return {}
+    weights = {name: p for name, p in learner.circuit.named_parameters() if p.ndim == 2}
+    rules = {name: optimizer.update.rule(p) for name, p in weights.items()}
+    spectral = {name: rule for name, rule in rules.items() if isinstance(rule, MuonUpdate | DionUpdate)}
+    if not spectral:
+        return {}
+
+    @torch.no_grad()
+    def orthogonalise() -> None:
+        for name, rule in spectral.items():
+            p = weights[name]
+            rule.direction(p.grad, dict(optimizer.state[p]), p)
+
+    @torch.no_grad()
+    def bound() -> None:
+        optimizer.constraint.project(weights, optimizer.circuit, {})
+
+    step = partial(learner.learn, data.train_x[:BATCH], data.train_y[:BATCH])
+    timings = alternately({"step": step, "orthogonalising": orthogonalise, "bounding": bound}, rounds=31)
+    return {name: timings[name].ratio for name in ("orthogonalising", "bounding")}
+
+
+def run(config: Config) -> dict[str, list[dict[str, object]]]:
+    """Compute what is missing, print a table per task and one of times, return them by task and "time"."""
+    folder = config.folder("classification")
+    results = {
+        task: tabulate(
+            "classification", config.table(task), train, replace(config, out=folder / task), COLUMNS
+        )
+        for task in config.tasks
+    }
+    if not config.tune:
+        networks = {TASKS[task].dataset: task for task in config.tasks}
+        results["time"] = [row for task in networks.values() for row in time_rows(task, config)]
+        (folder / "time.json").write_text(json.dumps(results["time"], indent=1))
+        title = f"Time, {config.device}, {config.threads} thread(s), in turn; quartiles over {config.rounds} rounds"
+        print_table(title, results["time"], TIME_COLUMNS)
+    return results
+
+
+if __name__ == "__main__":
+    launch(Config, run)

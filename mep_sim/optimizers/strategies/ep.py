@@ -1,0 +1,209 @@
+"""Equilibrium Propagation: contrasts of nudged equilibria with the free one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from circuits import EnergyCircuit, Equilibrium, FeedforwardCircuit, Params, System, cost
+from circuits.costs import Cost
+from mep_sim.optimizers.strategies.auto_beta import AutoBeta
+from mep_sim.optimizers.strategies.gradient import Estimate, GradientStrategy
+from mep_sim.settling import ODE, Solver, Sweep, settle
+
+SETTLE_LR = 0.15  # length of an Euler step, in time constants
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A nudged phase: the parameters it saw (and dropout masks), the system and where it settled."""
+
+    beta: float | complex
+    params: Params
+    system: System
+    at: Equilibrium
+
+    def rise(self, energy: Tensor) -> Tensor:
+        """How far its energy lies above these of the free state (B,), over beta: (B,)."""
+        z = self.at.state if self.system.origin is None else self.at.deviation
+        return (self.system.energy(z) - energy) / self.beta
+
+
+@dataclass(frozen=True)
+class EPGradient(GradientStrategy):
+    """Equilibrium Propagation: settle free, settle nudged, contrast (Scellier & Bengio 2017, eq. 17).
+
+    beta: nudging strength, > 0; "auto" or an `AutoBeta` chooses it. phases: "one_sided" (0 and beta: error
+    O(beta)), "centred" (-beta and beta: O(beta^2), Laborieux et al. 2021), "random_sign" (beta or
+    -beta by the toss of a coin each step: O(beta^2) in the mean, for the price of one_sided; `seed` and the
+    caller's memory determine the tosses), or "one_sweep", a single top-down sweep from the free state that
+    equals backprop on the feedforward energy and is no equilibrium. solver: how to settle; its tolerance is
+    the free phase's, over the state. nudged_tolerance: residual over the nudge. independent_reads: read the
+    weights again for every phase, so that their read noise differs; else one read serves all. settle_steps:
+    that many Euler steps at most, in place of `solver`; settle_lr: their length in time constants, 0.15
+    unless given.
+    """
+
+    known_phases: ClassVar[tuple[str, ...]] = ("one_sided", "centred", "random_sign", "one_sweep")
+
+    beta: float | str | AutoBeta = 0.1
+    phases: str = "one_sided"
+    solver: Solver = dataclasses.field(default_factory=lambda: Sweep(1e-5))
+    nudged_tolerance: float = 1e-3
+    independent_reads: bool = False
+    settle_steps: int | None = None
+    settle_lr: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta == "auto":
+            object.__setattr__(self, "beta", AutoBeta())
+        if not (isinstance(self.beta, AutoBeta) or _is_strength(self.beta)):
+            raise ValueError(f"beta = {self.beta}; choose a finite beta > 0, such as 0.1, or 'auto'")
+        if self.phases not in self.known_phases:
+            raise ValueError(
+                f"unknown phases {self.phases!r} of {type(self).__name__}; "
+                f"choose one of {', '.join(self.known_phases)}"
+            )
+        if self.seed is not None and self.phases != "random_sign":
+            raise ValueError(
+                f"seed = {self.seed} without a coin to toss; choose phases = random_sign with it"
+            )
+        if self.settle_steps is None and self.settle_lr is not None:
+            raise ValueError(
+                f"settle_lr = {self.settle_lr} without a number of steps; give settle_steps too, such as 15"
+            )
+        if self.settle_steps is not None:
+            step = SETTLE_LR if self.settle_lr is None else self.settle_lr
+            euler = ODE(method="euler", step=step, max_evaluations=self.settle_steps)
+            if self.solver not in (Sweep(1e-5), euler):
+                raise ValueError(
+                    f"settle_steps = {self.settle_steps} replaces solver = {self.solver}; give one of them"
+                )
+            object.__setattr__(self, "solver", euler)
+        dataclasses.replace(self.solver, tolerance=self.nudged_tolerance)  # raises where it is out of range
+
+    @torch.no_grad()
+    def estimate(
+        self,
+        circuit: EnergyCircuit,
+        read: Callable[[], Params],
+        x: Tensor,
+        target: Tensor,
+        memory: dict | None = None,
+    ) -> Estimate:
+        self.check_circuit(circuit)
+        memory = {} if memory is None else memory
+        params = read()
+        system = circuit.bind(params, x)
+        free = settle(system, solver=self.solver)
+        output, c = system.readout(free.state), cost(self.loss_type)
+        loss = c.value(output, c.target(target, output)).mean()
+        around = system.around(free)
+        beta = self._choose_beta(around, c, memory)
+        if self.phases == "one_sweep":
+            gradient = around.nudged(c, target, beta).one_sweep()
+            estimate = Estimate(gradient, loss, output, free, beta=beta)
+        else:
+            phases = []
+            for nudge in self.nudges(beta, memory):
+                seen = read() if self.independent_reads else params
+                base = around if seen is params else system.rebind(seen)
+                if isinstance(nudge, complex):
+                    base = _continued(circuit, system, seen)
+                nudged = base.nudged(c, target, nudge)
+                at = self._settle_nudged(nudged, free)
+                phases.append(Phase(nudge, getattr(nudged, "params", seen), nudged, at))
+            gradient = self.combine(circuit, free, phases, memory)
+            energy = system.energy(free.state)
+            gap = self.average([phase.rise(energy).mean() for phase in phases])
+            at = tuple(phase.at for phase in phases)
+            estimate = Estimate(gradient, loss, output, free, at, gap, phases[0].beta)
+        system.observe(free)
+        return estimate
+
+    # -- what other estimates by phases change ------------------------------------------------------
+
+    def check_circuit(self, circuit: EnergyCircuit) -> None:
+        """Raises ValueError where the estimate is not defined on this circuit."""
+        if self.phases == "one_sweep" and not isinstance(circuit, FeedforwardCircuit):
+            raise ValueError(
+                "one_sweep is defined on the feedforward energy only; choose one_sided or centred"
+            )
+
+    def nudges(self, beta: float, memory: dict) -> tuple[float | complex, ...]:
+        """The nudges of this step's phases."""
+        if self.phases == "centred":
+            return beta, -beta
+        if self.phases == "random_sign" and _toss(self.seed or 0, memory):
+            return (-beta,)
+        return (beta,)
+
+    def combine(self, circuit: EnergyCircuit, free: Equilibrium, phases: list[Phase], memory: dict) -> Params:
+        """The estimate from all phases."""
+        contrasts = [self.contrast(circuit, free, phase) for phase in phases]
+        return {name: self.average([c[name] for c in contrasts]) for name in contrasts[0]}
+
+    def contrast(self, circuit: EnergyCircuit, free: Equilibrium, phase: Phase) -> Params:
+        """The estimate from one phase."""
+        return phase.system.contrast(free, phase.at)
+
+    def average(self, values: list[Tensor]) -> Tensor:
+        """The mean of something over the phases."""
+        return values[0] if len(values) == 1 else sum(values) / len(values)
+
+    # -- steps ----------------------------------------------------------------------------------------
+
+    def _choose_beta(self, around: System, c: Cost, memory: dict) -> float:
+        if isinstance(self.beta, AutoBeta):
+            return self.beta.choose(around, c, memory)
+        if self.phases not in ("one_sided", "one_sweep"):
+            limit = around.largest_beta(c, enough=self.beta)
+            if self.beta >= limit:
+                raise ValueError(
+                    f"beta = {self.beta} is too large: at -beta the nudged energy has a minimum only for "
+                    f"beta < {limit:.3g} with these weights; lower beta or choose beta = 'auto', tighten gamma, "
+                    "or use phases = one_sided"
+                )
+        return self.beta
+
+    def _settle_nudged(self, nudged: System, free: Equilibrium) -> Equilibrium:
+        if nudged.origin is not None:
+            return settle(nudged, solver=dataclasses.replace(self.solver, tolerance=self.nudged_tolerance))
+        # Other weights than the free phase's: the free state is a start, not an origin to deviate
+        # from, and the nudge is known only once both are there.
+        start = free.state.to(nudged.drive.dtype)
+        at = settle(nudged, start, self.solver)
+        relative = at.residual / (at.state - start).abs().amax(1)
+        return dataclasses.replace(
+            at, relative_residual=relative, converged=relative <= self.nudged_tolerance
+        )
+
+
+def _is_strength(beta: object) -> bool:
+    return isinstance(beta, Real) and beta > 0 and math.isfinite(beta)
+
+
+def _continued(circuit: EnergyCircuit, system: System, params: Params) -> System:
+    """The same input and dropout masks with these parameters, in complex numbers."""
+    params = {**getattr(system, "params", {}), **params}
+    as_complex = {name: p.to(p.dtype.to_complex()) for name, p in params.items()}
+    return circuit.bind(as_complex, system.x.to(system.drive.dtype.to_complex()))
+
+
+def _toss(seed: int, memory: dict) -> bool:
+    """A fair coin; the generator's state lives in `memory`, so that training resumes bit for bit."""
+    rng = torch.Generator().manual_seed(seed)
+    if "rng" in memory:
+        rng.set_state(memory["rng"].cpu())
+    heads = bool(torch.rand((), generator=rng) < 0.5)
+    memory["rng"] = rng.get_state()
+    return heads
