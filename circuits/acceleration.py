@@ -52,8 +52,9 @@ class UnitSecant:
         self.x: Tensor | None = None
         self.before: tuple[Tensor, Tensor] | None = None
 
-    def next(self, image: Tensor) -> Tensor:
-        """The next x, given the image of the one before; begins with the first image itself."""
+    def next(self, image: Tensor, damping: Tensor | float = 1.0) -> Tensor:
+        """The next x, given the image of the one before; begins with the first image itself. `damping` shortens
+        the steps of a sample: 1, or (B, 1)."""
         if self.x is None:
             self.x = image
             return image
@@ -62,13 +63,40 @@ class UnitSecant:
             moved = self.x - self.before[0]
             slope = (image - self.before[1]) / torch.where(moved.abs() < 1e-30, 1e-30, moved)
             share = 1 / (1 - slope.clamp(-9, 0))
+        if isinstance(damping, Tensor):
+            share = share * damping.view(-1, *(1,) * (image.ndim - 1))
         self.before = (self.x, image)
         self.x = self.x + share * (image - self.x)
         return self.x
 
 
+class Patience:
+    """Damping for samples that get nowhere: 1 at first, and from the second window of sweeps on 0.7 of what
+    it was whenever a sample's least change has not halved since the window before, but 1/16 at least."""
+
+    window = 6
+
+    def __init__(self) -> None:
+        self.damping: Tensor | float = 1.0
+        self.count = 0
+        self.least: Tensor | None = None
+        self.before: Tensor | None = None
+
+    def observe(self, change: Tensor) -> None:
+        """`change` (B,) of a sweep."""
+        self.count += 1
+        self.least = change if self.least is None else torch.minimum(self.least, change)
+        if self.count % self.window:
+            return
+        if self.before is not None:
+            stuck = (self.least > 0.5 * self.before)[:, None]
+            self.damping = torch.where(stuck, 0.7, 1.0) * self.damping
+            self.damping = self.damping.clamp(min=1 / 16).to(change)
+        self.before, self.least = self.least, None
+
+
 def largest_eigenvalue(operator, like: Tensor, steps: int = 12) -> float:
-    """The largest eigenvalue over a batch of symmetric operators (B, C) -> (B, C), by Lanczos with full
+    """The largest eigenvalue over a batch of positive operators (B, C) -> (B, C), by Lanczos with full
     reorthogonalisation: exact where C <= steps, else from below (Golub & Van Loan 2013, section 10.1)."""
     rng = torch.Generator().manual_seed(0)
     v = torch.randn(like.shape[1], generator=rng, dtype=torch.float64).to(like).expand_as(like)
@@ -76,13 +104,15 @@ def largest_eigenvalue(operator, like: Tensor, steps: int = 12) -> float:
     tridiagonal = like.new_zeros(len(like), steps, steps)
     for k in range(min(steps, like.shape[1])):
         w = operator(basis[k])
+        rounding = 100 * torch.finfo(w.dtype).eps * w.norm(dim=1, keepdim=True)
         tridiagonal[:, k, k] = (w * basis[k]).sum(1)
         for _ in range(2):  # twice is enough
             for u in basis:
                 w = w - (w * u).sum(1, keepdim=True) * u
         size = w.norm(dim=1, keepdim=True)
+        size = torch.where(size > rounding, size, 0)  # else all directions that it can find are found
         if k + 1 < steps:
             tridiagonal[:, k, k + 1] = tridiagonal[:, k + 1, k] = size[:, 0]
-        basis.append(w / size.clamp(min=1e-30))
+        basis.append(torch.where(size > 0, w / size, 0))
     used = min(steps, like.shape[1])
     return torch.linalg.eigvalsh(tridiagonal[:, :used, :used])[:, -1].max().item()

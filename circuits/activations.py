@@ -50,9 +50,8 @@ def _hard_sigmoid(a: Tensor) -> Tensor:
 
 
 def _hard_sigmoid_difference(a: Tensor, delta: Tensor) -> Tensor:
-    straight = a / 6 + 0.5
-    value = straight.clamp(0, 1)
-    return (delta / 6 + (straight - value)).clamp(-value, 1 - value)
+    inside = a.clamp(-3, 3)  # near a kink, where it matters, these differences are exact
+    return (delta + (a - inside)).clamp(-3 - inside, 3 - inside) / 6
 
 
 def _tanh_difference(a: Tensor, delta: Tensor) -> Tensor:
@@ -93,11 +92,22 @@ def _gelu_difference(a: Tensor, delta: Tensor) -> Tensor:
     return torch.where(delta.abs() < 0.03, delta * quadrature, F.gelu(a + delta) - F.gelu(a))
 
 
+def _falling_exp(a: Tensor) -> Tensor:
+    """exp(-a) or exp(a) of complex a, whichever does not overflow."""
+    return torch.exp(torch.where(a.real > 0, -a, a))
+
+
 def _softplus(a: Tensor) -> Tensor:
     if a.is_complex():
-        positive = torch.where(a.real > 0, a, -a)  # so that the exponential does not overflow
-        return torch.log1p(torch.exp(-positive)) + torch.where(a.real > 0, a, 0)
+        return torch.log1p(_falling_exp(a)) + torch.where(a.real > 0, a, 0)
     return F.softplus(a, threshold=80.0)  # torch's default of 20 is a visible kink in float64
+
+
+def _sigmoid(a: Tensor) -> Tensor:
+    if a.is_complex():  # torch's own overflows where Re a << 0
+        small = _falling_exp(a)
+        return torch.where(a.real > 0, 1, small) / (1 + small)
+    return torch.sigmoid(a)
 
 
 LINEAR = Activation("linear", lambda a: a, torch.ones_like, lambda a, delta: delta)
@@ -123,12 +133,12 @@ HARD_SIGMOID = Activation(
 TANH = Activation("tanh", torch.tanh, lambda a: 1 - torch.tanh(a) ** 2, _tanh_difference, gain=5 / 3)
 SIGMOID = Activation(
     "sigmoid",
-    torch.sigmoid,
-    lambda a: torch.sigmoid(a) * torch.sigmoid(-a),
+    _sigmoid,
+    lambda a: _sigmoid(a) * _sigmoid(-a),
     _sigmoid_difference,
     max_slope=0.25,
 )
-SOFTPLUS = Activation("softplus", _softplus, torch.sigmoid, _softplus_difference, gain=math.sqrt(2))
+SOFTPLUS = Activation("softplus", _softplus, _sigmoid, _softplus_difference, gain=math.sqrt(2))
 GELU = Activation(  # analytic too, but torch has no complex erf
     "gelu", F.gelu, _gelu_slope, _gelu_difference, gain=math.sqrt(2), max_slope=1.13, analytic=False
 )
@@ -159,7 +169,7 @@ def as_module(name: str) -> nn.Module:
 
 def from_module(module: nn.Module) -> Activation | None:
     """The activation a torch module computes, or None where the module is no activation we know."""
-    if isinstance(module, nn.Softplus):
+    if type(module) is nn.Softplus:
         return SOFTPLUS if module.beta == 1 else None
     if isinstance(module, nn.GELU) and module.approximate != "none":
         return None

@@ -83,15 +83,17 @@ class Site:
             return "uses max_norm, scale_grad_by_freq or sparse; leave them out"
         if isinstance(m, nn.AvgPool2d) and (m.ceil_mode or not m.count_include_pad or m.divisor_override):
             return "uses ceil_mode, divisor_override or excludes padding; leave them out"
+        if isinstance(m, nn.MaxPool2d) and (m.ceil_mode or m.return_indices):
+            return "uses ceil_mode or return_indices; leave them out"
         if isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size not in (1, (1, 1)):
             return f"has output size {m.output_size}; use 1, or AvgPool2d"
         if isinstance(m, nn.Flatten) and (m.start_dim, m.end_dim) != (1, -1):
             return "flattens only some dimensions; use Flatten()"
         known = (
-            nn.Linear | nn.Conv2d | nn.Embedding | nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm
-            | nn.AvgPool2d | nn.AdaptiveAvgPool2d | nn.MaxPool2d | nn.Flatten | nn.Dropout
+            nn.Linear, nn.Conv2d, nn.Embedding, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm,
+            nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.Flatten, nn.Dropout,
         )  # fmt: skip
-        if self.phi is None and not isinstance(m, known):
+        if self.phi is None and type(m) not in known:  # a subclass may compute something else
             return f"has no energy here; build the model of {SUPPORTED}"
         return None
 
@@ -233,7 +235,7 @@ class Block:
         tail, d = self.tail.move(base[2], d)
         return (head, shortcut, tail), d
 
-    def kink(self, tapes: Tapes) -> Tensor:
+    def bend(self, tapes: Tapes) -> Tensor:
         """The input of the last map, in the solver's coordinates."""
         tape = tapes[2] if self.tail.maps else tapes[0]
         return (tape.base if tape.delta is None else tape.delta)[-1]
@@ -299,8 +301,14 @@ def parse(model: nn.Sequential, name: str = "model") -> tuple[Plan, ...]:
     parser = _Parser()
     parser.walk(model, name)
     plans = parser.finish()
-    if not any(site.has_weight for plan in plans for site in plan.sites):
+    sites = [site for plan in plans for site in plan.sites]
+    if not any(site.has_weight for site in sites):
         raise ValueError("the model has no Linear or Conv2d layer; an energy circuit needs at least one")
+    owner: dict[nn.Parameter, Site] = {}
+    for site in sites:
+        for p in site.module.parameters(recurse=False):
+            if owner.setdefault(p, site) is not site:
+                raise ValueError(f"{site} shares a parameter with {owner[p]}; give each of them its own")
     if (phi := plans[-1].phi) is not None:
         raise ValueError(
             f"the output layer ends in {phi.name}; leave it linear, the cost applies its own softmax"
@@ -323,10 +331,11 @@ class _Parser:
         return bool(self.head) or self.tail is not None
 
     def walk(self, module: nn.Module, name: str) -> None:
-        if isinstance(module, nn.Sequential):
-            for child, part in module.named_children():
+        forward = type(module).forward  # of a subclass, unless it computes something else
+        if forward is nn.Sequential.forward:
+            for child, part in module._modules.items():  # named_children() leaves repeated ones out
                 self.walk(part, f"{name}.{child}")
-        elif isinstance(module, Residual):
+        elif forward is Residual.forward:
             self._residual(module, name)
         elif type(module) is not nn.Identity:
             self._append(Site(name, module))
@@ -344,12 +353,16 @@ class _Parser:
             self._close()
 
     def _residual(self, module: Residual, name: str) -> None:
+        if any(isinstance(m, nn.Embedding) for m in module.modules()):
+            raise ValueError(
+                f"{Site(name, module)} looks up indices; put Embedding before it, as the first module"
+            )
         if self.is_open:
             self._close()
         source, before = len(self.closed) - 1, len(self.closed)
         shortcut = _Parser()
         shortcut.walk(module.shortcut, f"{name}.shortcut")
-        if shortcut.closed:
+        if shortcut.closed or shortcut.tail is not None:
             raise ValueError(
                 f"the shortcut of module {name.removeprefix('model.')} must be linear, one layer at most"
             )

@@ -49,7 +49,8 @@ class Convolution(Map):
 
     @cached_property
     def _sigma(self) -> float:
-        return conv_norm(self.w, self.geometry[0], self.geometry[3])
+        stride, _, dilation, groups = self.geometry
+        return conv_norm(self.w, stride, groups, dilation)
 
 
 class AveragePool(Map):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from circuits.acceleration import Secant, UnitSecant, largest_eigenvalue
+from circuits.acceleration import Patience, Secant, UnitSecant, largest_eigenvalue
 from circuits.activations import activation, as_module
 from circuits.base import EnergyCircuit, Equilibrium, Layout, Params, System
 from circuits.blocks import INPUT, Block, Tapes, parse
@@ -122,6 +122,10 @@ class FeedforwardCircuit(EnergyCircuit):
             problem = "floats (B, ...)"
         elif isinstance(m, nn.Conv2d) and (x.ndim != 4 or x.shape[1] != m.in_channels):
             problem = f"images (B, {m.in_channels}, H, W)"
+        elif (
+            isinstance(m, nn.BatchNorm2d | nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d) and x.ndim != 4
+        ):
+            problem = "images (B, C, H, W)"
         if problem is not None:
             raise ValueError(
                 f"input of shape {tuple(x.shape)} and type {x.dtype}; this circuit takes {problem}"
@@ -135,8 +139,10 @@ class FeedforwardCircuit(EnergyCircuit):
         if key not in self._shapes:
             params = {name: p.detach() for name, p in self.params().items()}
             dropouts = [s for plan in self.plans for s in plan.sites if isinstance(s.module, nn.Dropout)]
-            whole = {site.mask: next(iter(params.values())).new_ones(()) for site in dropouts}
-            states, at = [x[:1]], {}
+            like = next(iter(params.values()))
+            whole = {site.mask: like.new_ones(()) for site in dropouts}
+            sample = x[:1].to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+            states, at = [sample], {}
             try:
                 for plan in self.plans:
                     block = plan.bind({**params, **whole})
@@ -145,7 +151,7 @@ class FeedforwardCircuit(EnergyCircuit):
                     for sites, tape in zip((plan.head, plan.shortcut, plan.tail), tapes, strict=True):
                         if tape is not None:
                             at |= {s.name: i.shape[1:] for s, i in zip(sites, tape.base, strict=True)}
-            except RuntimeError as error:
+            except (RuntimeError, IndexError) as error:
                 raise ValueError(f"the model does not take inputs of shape {key}: {error}") from error
             if states[-1].ndim != 2:
                 raise ValueError(
@@ -164,19 +170,21 @@ class FeedforwardCircuit(EnergyCircuit):
         layout, masked = self._measure(x.real if x.is_complex() else x)
         self._layout = layout
         missing = [name for name in masked if name not in params]
-        if missing and self.dropout is not None and self.training:
+        if missing and self.dropout is not None:
             params = {**params, **self._draw_masks({name: masked[name] for name in missing}, x)}
         return FeedforwardSystem(self, layout, params, x)
 
     def _draw_masks(self, shapes: Mapping[str, torch.Size], x: Tensor) -> dict[str, Tensor]:
-        dtype = next(self.parameters()).dtype
+        """Of the Dropout modules that are in training mode, on the generator's device and from there to x's."""
+        like = next(self.parameters())
         masks = {}
         for plan in self.plans:
             for site in plan.sites:
-                if site.mask in shapes:
+                if site.mask in shapes and site.module.training:
                     keep = 1 - site.module.p
-                    mask = torch.empty((len(x), *shapes[site.mask]), dtype=dtype, device=x.device)
-                    masks[site.mask] = mask.bernoulli_(keep, generator=self.dropout) / max(keep, 1e-30)
+                    mask = like.new_empty((len(x), *shapes[site.mask]), device=self.dropout.device)
+                    mask = mask.bernoulli_(keep, generator=self.dropout) / max(keep, 1e-30)
+                    masks[site.mask] = mask.to(x.device)
         return masks
 
     def not_analytic(self) -> tuple[str, ...]:
@@ -403,7 +411,8 @@ class FeedforwardSystem(System):
         that up and converges far beyond. The slopes are those of the pre-activations of the last sweep. A
         unit pressed against its wall answers to itself there: its error is what its pre-activation exceeds the wall
         by, and pulls on just this pre-activation; undamped it would flip for ever. So the point at which a
-        block is linearised follows the pre-activations by a secant step of its own for every unit.
+        kinked block is linearised follows the pre-activations by a secant step of its own for every unit. Smooth
+        blocks follow so, and all steps are shortened, for samples that do not settle in a while.
         """
         if self.nudge is None:
             tapes, layers = self._run()
@@ -411,8 +420,11 @@ class FeedforwardSystem(System):
             self._keep(z, tapes, None)
             while True:
                 yield z, self.drive.real.new_zeros(len(self.drive))
-        coupling = Secant()
-        bends = {i: UnitSecant() for i, b in enumerate(self.blocks) if i and self.walls[i] is not None}
+        coupling, patience = Secant(), Patience()
+        bends = {i: UnitSecant() for i, wall in enumerate(self.walls) if i and wall is not None}
+        smooth = [
+            i for i, plan in enumerate(self.circuit.plans) if i and plan.phi is not None and i not in bends
+        ]
         tapes, errors = self._errors(z)
         predictions = [s - e for s, e in zip(self._views(z), errors, strict=True)]
         output = self._relax(predictions[-1], errors[-1])
@@ -426,13 +438,17 @@ class FeedforwardSystem(System):
             self._keep(z, tapes, errors)
             target = self._relax(predictions[-1], errors[-1])
             change = (target - output).abs().amax(1)
-            output = coupling.next(output, target)
+            proposal = coupling.next(output, target)
+            output = output + patience.damping * (proposal - output)
+            if patience.count == patience.window:
+                bends |= {i: UnitSecant() for i in smooth}
             tapes, predictions = list(tapes), list(predictions)
             for i, bend in bends.items():
-                seen = self.blocks[i].kink(tapes[i])
-                at = bend.next(seen)
+                seen = self.blocks[i].bend(tapes[i])
+                at = bend.next(seen, patience.damping)
                 change = torch.maximum(change, (at - seen).flatten(1).abs().amax(1))
                 tapes[i], predictions[i] = self.blocks[i].bent(tapes[i], at)
+            patience.observe(change)
             yield z, change
 
     def _relax(self, f: Tensor, error: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ class BatchNormalise(Map):
     @staticmethod
     def _spread(channel: Tensor, x: Tensor) -> Tensor:
         """A value per channel, shaped to meet x; the module's statistics may be of another type than `params`."""
-        return channel.to(x).view(-1, *(1,) * (x.ndim - 2))
+        return channel.to(x).view(x.shape[1], *(1,) * (x.ndim - 2))
 
     def _slope(self, x: Tensor) -> Tensor:
         rate = self._spread(self.rate, x)
@@ -168,15 +168,21 @@ class BatchNormalise(Map):
         over = [0, *range(2, x.ndim)]
         return dict(zip(self.parameters, ((e * normal).sum(over), e.sum(over)), strict=True))
 
+    @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         m = self.module
         if not m.training:
             return
+        if x.numel() <= x.shape[1]:
+            raise ValueError(
+                f"one value per channel (input {tuple(x.shape)}) has no variance for batch normalisation to learn; "
+                "give larger batches, or call .eval() on that module"
+            )
         variance, mean = torch.var_mean(x, [0, *range(2, x.ndim)])  # unbiased, as torch keeps it
         m.num_batches_tracked += 1
         share = 1.0 / float(m.num_batches_tracked) if m.momentum is None else m.momentum
-        m.running_mean.lerp_(mean, share)
-        m.running_var.lerp_(variance, share)
+        m.running_mean.lerp_(mean.to(m.running_mean), share)
+        m.running_var.lerp_(variance.to(m.running_var), share)
 
 
 class LayerNormalise(Map):
@@ -189,7 +195,8 @@ class LayerNormalise(Map):
         self.parameters = tuple(f"{name}.{p}" for p in learned)
         self.gamma = params[f"{name}.weight"] if "weight" in learned else None
         self.beta = params[f"{name}.bias"] if "bias" in learned else None
-        self.eps, self.over = module.eps, tuple(range(-len(module.normalized_shape), 0))
+        self.eps, self.shape = module.eps, module.normalized_shape
+        self.over = tuple(range(-len(self.shape), 0))
 
     def _centre(self, x: Tensor) -> Tensor:
         return x - x.mean(self.over, keepdim=True)
@@ -201,6 +208,8 @@ class LayerNormalise(Map):
         return x if self.gamma is None else x * self.gamma
 
     def value(self, x: Tensor) -> Tensor:
+        if x.shape[-len(self.shape) :] != self.shape:
+            raise RuntimeError(f"LayerNorm of {self.shape} met {tuple(x.shape)}")  # in place of broadcasting
         u = self._centre(x)
         y = self._scaled(u / self._radius(u))
         return y if self.beta is None else y + self.beta

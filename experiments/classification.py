@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -22,7 +22,7 @@ from circuits import FeedforwardCircuit
 from experiments.benchmarks.timing import alternately
 from experiments.common import console, generator, launch, print_table
 from experiments.learner import Learner
-from experiments.seeds import Result, SeedsOptions, tabulate
+from experiments.seeds import Result, TunedOptions, tabulate
 from mep_sim.data import Dataset, batches, load
 from mep_sim.metrics import StepMetrics
 from mep_sim.optimizers import (
@@ -60,73 +60,70 @@ TASKS = {
 }
 
 
-def _ep_adam(model: nn.Sequential, lr: float) -> CompositeOptimizer:
-    return CompositeOptimizer(
-        model.parameters(), EPGradient(), AdamUpdate(), feedback=NoFeedback(), lr=lr, model=model
-    )
+Make = Callable[[nn.Sequential, float], torch.optim.Optimizer]
 
 
-# How each row makes an optimizer of a network and a learning rate.
-OPTIMIZERS: dict[str, Callable[[nn.Sequential, float], torch.optim.Optimizer]] = {
-    "backprop, SGD": lambda model, lr: torch.optim.SGD(model.parameters(), lr, momentum=0.9),
-    "backprop, Adam": lambda model, lr: torch.optim.Adam(model.parameters(), lr),
-    "backprop, Muon": lambda model, lr: muon_backprop(model.parameters(), lr=lr),
-    "EqProp": lambda model, lr: eqprop(model.parameters(), model, lr),
-    "EP, Adam": _ep_adam,
-    "SMEP": lambda model, lr: smep(model.parameters(), model, lr),
-    "SDMEP": lambda model, lr: sdmep(model.parameters(), model, lr),
-    "local": lambda model, lr: local_ep(model.parameters(), model, lr),
-    "natural": lambda model, lr: natural_ep(model.parameters(), model, lr),
-    "EqProp, one_sweep": lambda model, lr: eqprop(model.parameters(), model, lr, phases="one_sweep"),
-    "SMEP, one_sweep": lambda model, lr: smep(model.parameters(), model, lr, phases="one_sweep"),
-}
-# What each is compared with: the same update by backprop where there is one.
-REFERENCES = {
-    "backprop, Adam": "backprop, SGD",
-    "backprop, Muon": "backprop, SGD",
-    "EqProp": "backprop, SGD",
-    "EP, Adam": "backprop, Adam",
-    "SMEP": "backprop, Muon",
-    "SDMEP": "SMEP",
-    "local": "EqProp",
-    "natural": "EqProp",
-    "EqProp, one_sweep": "backprop, SGD",
-    "SMEP, one_sweep": "backprop, Muon",
-}
-# By task, as in TASKS. Found with --tune 0.25 0.5 1 2 4 --seeds 1, again around the best where that was an end of the
-# grid. one_sweep, being backprop, takes over its rates.
-RATES: dict[str, tuple[float, float, float]] = {
-    "backprop, SGD": (0.1, 0.1, 0.1),
-    "backprop, Adam": (4e-3, 4e-3, 4e-3),
-    "backprop, Muon": (0.05, 0.05, 0.05),
-    "EqProp": (0.1, 0.1, 0.1),
-    "EP, Adam": (4e-3, 4e-3, 4e-3),
-    "SMEP": (0.05, 0.05, 0.05),
-    "SDMEP": (0.04, 0.04, 0.04),
-    "local": (0.4, 0.4, 0.4),
-    "natural": (0.02, 0.02, 0.02),
-}
-RATES |= {
-    "EqProp, one_sweep": RATES["backprop, SGD"],
-    "SMEP, one_sweep": RATES["backprop, Muon"],
+def _autograd(kind: Callable[..., torch.optim.Optimizer], **settings) -> Make:
+    return lambda model, lr: kind(model.parameters(), lr=lr, **settings)
+
+
+def _ep(preset: Callable[..., CompositeOptimizer], **settings) -> Make:
+    return lambda model, lr: preset(model.parameters(), model=model, lr=lr, **settings)
+
+
+def _adam(*arguments, **settings) -> CompositeOptimizer:
+    return CompositeOptimizer(*arguments, EPGradient(), AdamUpdate(), feedback=NoFeedback(), **settings)
+
+
+@dataclass(frozen=True)
+class Method:
+    """make: an optimizer of a network at a learning rate. mnist, digits: that rate. reference: the method it is
+    compared with, the same update by backprop where there is one."""
+
+    make: Make
+    mnist: float
+    digits: float
+    reference: str | None = None
+
+
+# Rates found with --tune 0.5 1 2 on mnist-10 (one seed) and digits-30 (four), and again around the best where that
+# was an end of the grid; mnist-3 takes over MNIST's, and one_sweep, being backprop, backprop's.
+METHODS: dict[str, Method] = {
+    "backprop, SGD": Method(_autograd(torch.optim.SGD, momentum=0.9), 0.1, 0.1),
+    "backprop, Adam": Method(_autograd(torch.optim.Adam), 4e-3, 4e-3, "backprop, SGD"),
+    "backprop, Muon": Method(_autograd(muon_backprop), 0.1, 0.05, "backprop, SGD"),
+    "EqProp": Method(_ep(eqprop), 0.1, 0.1, "backprop, SGD"),
+    "EP, Adam": Method(_ep(_adam), 8e-3, 4e-3, "backprop, Adam"),
+    "SMEP": Method(_ep(smep), 0.1, 0.1, "backprop, Muon"),
+    "SDMEP": Method(_ep(sdmep), 0.08, 0.08, "SMEP"),
+    "local": Method(_ep(local_ep), 0.4, 0.4, "EqProp"),
+    "natural": Method(_ep(natural_ep), 0.01, 0.02, "EqProp"),
+    "EqProp, one_sweep": Method(_ep(eqprop, phases="one_sweep"), 0.1, 0.1, "backprop, SGD"),
+    "SMEP, one_sweep": Method(_ep(smep, phases="one_sweep"), 0.1, 0.05, "backprop, Muon"),
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to train on a task (names in OPTIMIZERS and TASKS), its learning rate, and what it is compared with."""
+    """A method on a task (names in METHODS and TASKS), its learning rate, and what it is compared with."""
 
-    optimizer: str
+    method: str
     task: str
     lr: float
     reference: str | None = None
 
+    @classmethod
+    def of(cls, method: str, task: str) -> Row:
+        rate = getattr(METHODS[method], TASKS[task].dataset)
+        return cls(method, task, rate, METHODS[method].reference)
+
     def learner(self, data: Dataset, seed: int, config: Config) -> Learner:
         sizes = (data.features, 16 if config.smoke else HIDDEN, data.classes)
         circuit = FeedforwardCircuit.from_sizes(sizes, rng=generator(seed)).to(config.device)
-        optimizer = OPTIMIZERS[self.optimizer](circuit.model, self.lr)
-        kind = partial(AutogradLearner, circuit) if self.optimizer.startswith("backprop") else Learner
-        return kind(self.optimizer, optimizer, TASKS[self.task].epochs, BATCH, generator(seed + 2))
+        optimizer = METHODS[self.method].make(circuit.model, self.lr)
+        learned_by_ep = getattr(optimizer, "circuit", None) is not None
+        kind = Learner if learned_by_ep else partial(AutogradLearner, circuit)
+        return kind(self.method, optimizer, TASKS[self.task].epochs, BATCH, generator(seed + 2))
 
 
 class AutogradLearner(Learner):
@@ -154,13 +151,11 @@ class AutogradLearner(Learner):
 
 
 @dataclass(frozen=True)
-class Config(SeedsOptions):
+class Config(TunedOptions):
     """Every optimizer on MNIST and on digits: accuracy over seeds, and time."""
 
     tasks: tuple[str, ...] = field(default_factory=lambda: tuple(TASKS))
     """mnist-3 and mnist-10: 10,000 images of MNIST, 3 and 10 epochs; digits-30: scikit-learn's digits, 30 epochs."""
-    tune: tuple[float, ...] = ()
-    """Factors on every row's learning rate to try, judged on the validation part; nothing is timed then."""
     rounds: int = 15
     """Times that all rows are timed in turn."""
 
@@ -170,17 +165,10 @@ class Config(SeedsOptions):
             raise ValueError(f"unknown tasks {unknown}; choose among {list(TASKS)}")
         if self.rounds < 1:
             raise ValueError(f"rounds = {self.rounds}; choose at least 1")
-        for factor in self.tune:
-            if not 0 < factor < math.inf:
-                raise ValueError(f"factor {factor} to tune; choose finite factors > 0, such as 0.5 1 2")
 
-    def table(self, task: str) -> dict[str, Row]:
+    def table(self, task: str) -> Mapping[str, Row]:
         """The rows of a task, each once per factor to tune."""
-        rates = {name: RATES[name][list(TASKS).index(task)] for name in self.chosen(OPTIMIZERS)}
-        if not self.tune:
-            return {name: Row(name, task, lr, REFERENCES.get(name)) for name, lr in rates.items()}
-        tried = [(name, lr * factor) for name, lr in rates.items() for factor in self.tune]
-        return {f"{name}, lr {lr:g}": Row(name, task, lr) for name, lr in tried}
+        return self.tried({name: Row.of(name, task) for name in self.chosen(METHODS)})
 
 
 COLUMNS = {"train accuracy %": ".2f", "settled": ".2%"}
@@ -223,8 +211,7 @@ TIME_COLUMNS = {
 def time_rows(task: str, config: Config) -> list[dict[str, object]]:
     """Seconds of an epoch by row on a task's network, and what of a step goes into matrices, not the gradient."""
     data, rows = TASKS[task].data(config.seed, config), config.table(task)
-    reference = Row("backprop, SGD", task, RATES["backprop, SGD"][0])
-    rows = {reference.optimizer: reference, **rows}
+    rows = {"backprop, SGD": Row.of("backprop, SGD", task), **rows}
     learners = {name: row.learner(data, config.seed, config) for name, row in rows.items()}
     steps = -(-len(data.train_x) // BATCH)
     turns = {name: partial(_turn, learner, data) for name, learner in learners.items()}
@@ -277,7 +264,8 @@ def _shares(learner: Learner, data: Dataset) -> dict[str, float]:
 
 
 def run(config: Config) -> dict[str, list[dict[str, object]]]:
-    """Compute what is missing, print a table per task and one of times, return them by task and "time"."""
+    """Compute what is missing, print a table per task and, unless tuning, one of times; returns their rows by task,
+    and by "time"."""
     folder = config.folder("classification")
     results = {
         task: tabulate(

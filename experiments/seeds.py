@@ -11,7 +11,7 @@ import math
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Protocol
@@ -56,6 +56,27 @@ class SeedsOptions(Options):
         if unknown := [name for name in self.rows if name not in known]:
             raise ValueError(f"unknown rows {unknown}; choose among {list(known)}")
         return {name: known[name] for name in self.rows or known}
+
+
+@dataclass(frozen=True)
+class TunedOptions(SeedsOptions):
+    """And of tables whose rows have a learning rate `lr` each."""
+
+    tune: tuple[float, ...] = ()
+    """Factors on every row's learning rate to try, judged on what is held out of the training part."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for factor in self.tune:
+            if not 0 < factor < math.inf:
+                raise ValueError(f"factor {factor} to tune; choose finite factors > 0, such as 0.5 1 2")
+
+    def tried(self, rows: Mapping[str, Row]) -> Mapping[str, Row]:
+        """The rows, each once per factor where there are any to try."""
+        if not self.tune:
+            return rows
+        rates = [(name, row, row.lr * factor) for name, row in rows.items() for factor in self.tune]
+        return {f"{name}, lr {lr:g}": replace(row, lr=lr, reference=None) for name, row, lr in rates}
 
 
 def tabulate(

@@ -1,4 +1,7 @@
-"""Costs: gradients against autograd, the nudged output's own equilibrium, precision, targets."""
+"""Costs: gradients against autograd, the nudged output's own equilibrium, precision, complex numbers, targets."""
+
+import cmath
+import math
 
 import pytest
 import torch
@@ -22,6 +25,14 @@ def targets(rng, kind, output):
     if kind == "distribution":
         return torch.softmax(torch.randn(output.shape, generator=rng, dtype=torch.float64), 1)
     return torch.randint(output.shape[1], output.shape[:1], generator=rng)
+
+
+def relaxed(c, pull, origin, target, beta):
+    """`relax` repeated from the pull until it has got there."""
+    d = pull
+    for _ in range(20):
+        d = c.relax(pull, origin, target, beta, d)
+    return d
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,9 +83,31 @@ def test_relax_solves_its_equation(name, seed, share, spread, kind, centred):
         origin = 0.0
     beta = share / c.curvature
     target = c.target(targets(rng, kind, pull), pull)
-    d = c.relax(pull, origin, target, beta)
+    d = relaxed(c, pull, origin, target, beta)
     miss = d - pull + beta * c.gradient(origin + d, target)
     assert miss.abs().max() <= 1e-10 * (1 + pull.abs().max())
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9, -0.4])
+def test_the_squared_error_relaxes_at_once(share, rng):
+    """d = pull - beta (origin + d - y) is linear in d, whatever the guess."""
+    c = cost("mse")
+    pull, origin, target, guess = (outputs(rng) for _ in range(4))
+    d = c.relax(pull, origin, target, share, guess)
+    assert torch.allclose(d, pull - share * (origin + d - target), rtol=1e-13)
+
+
+@pytest.mark.parametrize("beta", [0.02, 0.3, -0.3])
+def test_a_step_at_a_gentle_beta_contracts_by_the_curvature(beta, rng):
+    """A fixed-point step shrinks what is missing by |beta| C'' at least."""
+    c, pull = cost("cross_entropy"), outputs(rng)
+    target = c.target(targets(rng, "classes", pull), pull)
+    exact, d = relaxed(c, pull, 0.0, target, beta), pull
+    for _ in range(5):
+        before, d = d, c.relax(pull, 0.0, target, beta, d)
+        assert (
+            (d - exact).norm(dim=1) <= abs(beta) * c.curvature * (before - exact).norm(dim=1) + 1e-14
+        ).all()
 
 
 def test_relax_where_beta_minus_one_meets_certainty():
@@ -83,7 +116,7 @@ def test_relax_where_beta_minus_one_meets_certainty():
     for dtype, allowed in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
         pull = torch.tensor([[60.0, 0.0, 0.0], [0.0, 60.0, 0.0], [1.0, 2.0, 3.0]], dtype=dtype)
         y = c.target(torch.tensor([0, 0, 0]), pull)
-        d = c.relax(pull, 0.0, y, -1.0)
+        d = relaxed(c, pull, 0.0, y, -1.0)
         assert (d - pull - c.gradient(d, y)).abs().max() < allowed
 
 
@@ -106,17 +139,66 @@ def test_relax_around_an_origin_resolves_a_tiny_nudge_in_float32(name, rng):
     c, beta = cost(name), 1e-6
     origin = outputs(rng)
     target = c.target(targets(rng, "classes", origin), origin)
-    expected = c.relax(torch.zeros_like(origin), origin, target, beta)
-    origin32, target32 = origin.float(), target.float()
-    d = c.relax(torch.zeros_like(origin32), origin32, target32, beta)
+    expected = relaxed(c, torch.zeros_like(origin), origin, target, beta)
+    origin32 = origin.float()
+    target32 = target.to(origin32) if target.is_floating_point() else target
+    d = relaxed(c, torch.zeros_like(origin32), origin32, target32, beta)
     assert ((d - expected).abs().amax(1) / expected.abs().amax(1)).max() < 1e-5
+
+
+# -- complex numbers ------------------------------------------------------------------------------------
+
+
+def complex_outputs(rng, spread=2.0):
+    """Imaginary parts within the strip |Im| < pi / 2 in which the softmax has no pole."""
+    return torch.complex(outputs(rng, spread=spread), 0.3 * torch.tanh(outputs(rng)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["classes", "distribution"])
+@few
+@given(seed=st.integers(0, 2**16), angle=st.floats(0, 2 * math.pi))
+def test_value_and_gradient_are_holomorphic(name, kind, seed, angle):
+    """dC along any direction of the complex plane is C'(o) d, real on the real axis, without a conjugate."""
+    rng, c = torch.Generator().manual_seed(seed), cost(name)
+    o, h = complex_outputs(rng), 1e-5 * cmath.exp(1j * angle)
+    target = c.target(targets(rng, kind, o.real), o)
+    d = complex_outputs(rng)
+    difference = (c.value(o + h * d, target) - c.value(o - h * d, target)) / (2 * h)
+    assert torch.allclose((c.gradient(o, target) * d).sum(1), difference, rtol=1e-6, atol=1e-8)
+    assert torch.allclose(c.value(o.conj(), target), c.value(o, target).conj(), rtol=1e-12)
+    for method in (c.value, c.gradient):
+        assert torch.allclose(method(o.real.to(o), target), method(o.real, target.real).to(o), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@few
+@given(
+    seed=st.integers(0, 2**16),
+    share=st.floats(0.05, 0.6),
+    angle=st.floats(0, 2 * math.pi),
+    centred=st.booleans(),
+)
+def test_relax_solves_its_equation_at_a_complex_beta(name, seed, share, angle, centred):
+    rng, c = torch.Generator().manual_seed(seed), cost(name)
+    beta = share / c.curvature * cmath.exp(1j * angle)
+    pull, origin = complex_outputs(rng, 1.0), complex_outputs(rng, 1.0) if centred else 0.0
+    target = c.target(targets(rng, "classes", pull.real), pull)
+    d = relaxed(c, pull, origin, target, beta)
+    miss = d - pull + beta * c.gradient(origin + d, target)
+    assert miss.abs().max() <= 1e-10 * (1 + pull.abs().max())
+    conjugate = relaxed(c, pull.conj(), origin.conj() if centred else 0.0, target, beta.conjugate())
+    assert torch.allclose(conjugate, d.conj(), rtol=1e-10)
+
+
+# -- targets --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_targets(name):
     c, output = cost(name), torch.zeros(3, 4)
     one_hot = torch.tensor([[0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=torch.float32)
-    assert torch.equal(c.target(torch.tensor([2, 0, 3]), output), one_hot)
+    assert torch.equal(c.target(torch.tensor([2, 0, 3]), output).float(), one_hot)
     assert torch.equal(c.target(one_hot.double(), output), one_hot)
     for wrong in (
         torch.zeros(3),

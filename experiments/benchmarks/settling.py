@@ -153,8 +153,9 @@ def time_settling(
         )
 
     found = equilibrium()
-    weights, biases = circuit.in_order(params)
-    drive = (x, weights[0], biases[0]) if phase == "free" else None
+    weights = [params[name] for name in circuit.weights]
+    bias = params[circuit.weights[0].removesuffix("weight") + "bias"]
+    drive = (x, weights[0], bias) if phase == "free" else None
     one_way = phase == "free" and isinstance(circuit, FeedforwardCircuit) and isinstance(solver, Sweep)
     floor = products(drive, weights[1:], batch, found.evaluations, one_way)
     floor()  # and the settle has just run: both are warm

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from circuits import EnergyCircuit
+from circuits import EnergyCircuit, FeedforwardCircuit
 from mep_sim.optimizers.strategies.ep import EPGradient
 
 
@@ -24,7 +24,7 @@ class HolomorphicGradient(EPGradient):
     `EPGradient` does: two points are its centred estimate. The others cost complex arithmetic, and are
     settled to the solver's tolerance over the state: tighten it to see the order.
 
-    beta: the radius. points: >= 2. Circuits with kinks (ReLU, a box) are refused.
+    beta: the radius. points: >= 2. Feedforward circuits without kinks (ReLU) only.
     """
 
     known_phases: ClassVar[tuple[str, ...]] = ("contour",)
@@ -38,6 +38,11 @@ class HolomorphicGradient(EPGradient):
             raise ValueError(f"points = {self.points}; a circle takes at least 2, such as 4")
 
     def check_circuit(self, circuit: EnergyCircuit) -> None:
+        if not isinstance(circuit, FeedforwardCircuit):
+            raise ValueError(
+                f"holomorphic EP is for feedforward energies; {type(circuit).__name__} holds its states in a box; "
+                "use EPGradient(phases='centred')"
+            )
         if kinks := circuit.not_analytic():
             raise ValueError(
                 f"holomorphic EP needs an energy that is analytic, which these are not: {', '.join(kinks)}; "

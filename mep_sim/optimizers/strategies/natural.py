@@ -37,7 +37,7 @@ class NaturalGradient(EPGradient):
 
     decay: float = 0.95
     damping: float = 1e-2
-    refresh: int = 20
+    refresh: int = 10
     radius: float = 1.0
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class NaturalGradient(EPGradient):
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} = {value}; choose a finite {name} > 0, such as {usual}")
         if self.refresh < 1:
-            raise ValueError(f"refresh = {self.refresh} steps; choose at least 1, such as 20")
+            raise ValueError(f"refresh = {self.refresh} steps; choose at least 1, such as 10")
 
     def check_circuit(self, circuit: EnergyCircuit) -> None:
         if not isinstance(circuit, FeedforwardCircuit):
