@@ -62,7 +62,7 @@ class UnitSecant:
         if self.before is not None:
             moved = self.x - self.before[0]
             slope = (image - self.before[1]) / torch.where(moved.abs() < 1e-30, 1e-30, moved)
-            share = 1 / (1 - slope.clamp(-9, 0))
+            share = 1 / (1 - slope.real.clamp(-9, 0))
         if isinstance(damping, Tensor):
             share = share * damping.view(-1, *(1,) * (image.ndim - 1))
         self.before = (self.x, image)

@@ -114,11 +114,14 @@ class Nudge:
 class System(ABC):
     """A circuit bound to parameters and an input x (B, d).
 
-    The solver's coordinates z (B, n) are the states themselves, or, after `around(free)`, deviations from
-    a free equilibrium. In deviations the free phase's own small residual is dropped: the free state counts
-    as the exact equilibrium of a circuit perturbed by that residual, which is an error of its size in the
-    gradient; a difference of two states would make it that size over beta.
+    `params` is what it is bound to, dropout masks included. The solver's coordinates z (B, n) are the states
+    themselves, or, after `around(free)`, deviations from a free equilibrium. In deviations the free phase's own
+    small residual is dropped: the free state counts as the exact equilibrium of a circuit perturbed by that
+    residual, which is an error of its size in the gradient; a difference of two states would make it that size
+    over beta.
     """
+
+    params: Params
 
     def __init__(self, layout: Layout, drive: Tensor, lower: Tensor, upper: Tensor):
         self.layout = layout

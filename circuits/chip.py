@@ -15,9 +15,10 @@ from devices import Device
 class Chip:
     """Puts every weight matrix of `circuit` on a crossbar of `device` and programs it there.
 
-    Biases stay digital. w_range: a crossbar's w_max over the root mean square of the weights it is made with.
-    rng: a generator on the circuit's device; all of the chip's randomness comes from it. `t_seconds` is the
-    chip's clock, for drift: advance it between reads as the simulated machine would.
+    A convolution's kernel is the matrix (out, in kh kw), its patches are the inputs of the rows. All else (biases,
+    normalisation, embeddings) stays digital. w_range: a crossbar's w_max over the root mean square of the
+    weights it is made with. rng: a generator on the circuit's device; all of the chip's randomness comes from it.
+    `t_seconds` is the chip's clock, for drift: advance it between reads as the simulated machine would.
     """
 
     def __init__(
@@ -42,16 +43,15 @@ class Chip:
                     f"{name} holds NaN or infinity; check the network before making a chip of it"
                 )
             w_max = w_range * weight.square().mean().sqrt().item()
-            self.crossbars[name] = Crossbar(
-                tuple(weight.shape), device, w_max, rng, rounding=rounding, dtype=weight.dtype
-            )
+            shape = tuple(weight.flatten(1).shape)
+            self.crossbars[name] = Crossbar(shape, device, w_max, rng, rounding=rounding, dtype=weight.dtype)
         self.targets = {name: circuit.params()[name].detach().clone() for name in self.crossbars}
         self.program(self.targets)
 
     def program(self, params: Params) -> None:
         """Write these weights, by program rather than by pulses."""
         for name, crossbar in self.crossbars.items():
-            crossbar.program(params[name].detach(), self.t_seconds)
+            crossbar.program(params[name].detach().flatten(1), self.t_seconds)
         self.read()
 
     @torch.no_grad()
@@ -60,7 +60,7 @@ class Chip:
         circuit's Parameters."""
         params = self.circuit.params()
         for name, crossbar in self.crossbars.items():
-            self._last[name] = crossbar.read(self.t_seconds)
+            self._last[name] = crossbar.read(self.t_seconds).view(params[name].shape)
             params[name].copy_(self._last[name])
         return {**params, **self._last}
 
@@ -70,10 +70,13 @@ class Chip:
     @torch.no_grad()
     def write(self, deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Change weights by `deltas` with whole pulses; returns what was nominally written."""
-        return {
-            name: self.crossbars[name].write(delta, self._last[name], self.t_seconds)
-            for name, delta in deltas.items()
-        }
+        written = {}
+        for name, delta in deltas.items():
+            last = self._last[name].flatten(1)
+            written[name] = (
+                self.crossbars[name].write(delta.flatten(1), last, self.t_seconds).view(delta.shape)
+            )
+        return written
 
     @property
     def pulses_per_device(self) -> float:

@@ -91,7 +91,7 @@ class HopfieldSystem(System):
     """The Hopfield energy bound to parameters and an input; see `circuits.base.System`."""
 
     def __init__(self, circuit: HopfieldCircuit, params: Params, x: Tensor):
-        self.circuit = circuit
+        self.circuit, self.params = circuit, params
         self.weights, biases = circuit.in_order(params)
         drive = nn.functional.linear(x, self.weights[0], biases[0])
         layout, hidden = circuit.layout, len(circuit.layout.sizes) - 1

@@ -13,7 +13,7 @@ from devices.window import Window
 class PulseModel(ABC):
     """How pulses move a cell. A new model is a frozen dataclass with these five methods in its own file."""
 
-    def check(self, window: Window) -> None:  # noqa: B027  (most models fit every window)
+    def check(self, window: Window) -> None:
         """Raise ValueError if this model makes no sense in `window`."""
 
     @abstractmethod

@@ -96,7 +96,7 @@ METHODS: dict[str, Method] = {
     "EP, Adam": Method(_ep(_adam), 8e-3, 4e-3, "backprop, Adam"),
     "SMEP": Method(_ep(smep), 0.1, 0.1, "backprop, Muon"),
     "SDMEP": Method(_ep(sdmep), 0.08, 0.08, "SMEP"),
-    "local": Method(_ep(local_ep), 0.4, 0.4, "EqProp"),
+    "local": Method(_ep(local_ep), 0.4, 0.8, "EqProp"),
     "natural": Method(_ep(natural_ep), 0.01, 0.02, "EqProp"),
     "EqProp, one_sweep": Method(_ep(eqprop, phases="one_sweep"), 0.1, 0.1, "backprop, SGD"),
     "SMEP, one_sweep": Method(_ep(smep, phases="one_sweep"), 0.1, 0.05, "backprop, Muon"),
@@ -215,7 +215,7 @@ def time_rows(task: str, config: Config) -> list[dict[str, object]]:
     learners = {name: row.learner(data, config.seed, config) for name, row in rows.items()}
     steps = -(-len(data.train_x) // BATCH)
     turns = {name: partial(_turn, learner, data) for name, learner in learners.items()}
-    timings = alternately(turns, rounds=2 if config.smoke else config.rounds, seconds=600)
+    timings = alternately(turns, config.rounds, seconds=600)
     return [
         {
             "network": "-".join(map(str, (data.features, *learners[name].circuit.layout.sizes))),
@@ -223,7 +223,7 @@ def time_rows(task: str, config: Config) -> list[dict[str, object]]:
             "s/epoch": timing.seconds * steps / min(TURN, steps),
             "over SGD": timing.ratio,
             "quartiles": f"{timing.low:.2f}-{timing.high:.2f}",
-            **_shares(learners[name], data),
+            **_shares(learners[name], data, config.rounds),
         }
         for name, timing in timings.items()
     ]
@@ -237,29 +237,30 @@ def _turn(learner: Learner, data: Dataset) -> None:
         learner.learn(x, y)
 
 
-def _shares(learner: Learner, data: Dataset) -> dict[str, float]:
-    """The shares of a step that make matrices orthogonal (Muon) or of low rank (Dion), and that bound them."""
+def _shares(learner: Learner, data: Dataset, rounds: int) -> dict[str, float]:
+    """The shares of a step that make matrices orthogonal (Muon) or of low rank (Dion), and that bound their norm."""
     optimizer = learner.optimizer
     if not isinstance(optimizer, CompositeOptimizer):
         return {}
     weights = {name: p for name, p in learner.circuit.named_parameters() if p.ndim == 2}
     rules = {name: optimizer.update.rule(p) for name, p in weights.items()}
-    spectral = {name: rule for name, rule in rules.items() if isinstance(rule, MuonUpdate | DionUpdate)}
-    if not spectral:
+    if not any(isinstance(rule, MuonUpdate | DionUpdate) for rule in rules.values()):
         return {}
 
     @torch.no_grad()
-    def orthogonalise() -> None:
-        for name, rule in spectral.items():
-            p = weights[name]
-            rule.direction(p.grad, dict(optimizer.state[p]), p)
+    def orthogonalise() -> dict[str, Tensor]:
+        pairs = [(name, p, dict(optimizer.state[p])) for name, p in weights.items()]
+        return {name: rules[name].direction(p.grad, state, p)[0] for name, p, state in pairs}
+
+    lr = optimizer.param_groups[0]["lr"]
+    proposed = {name: (weights[name] - lr * step).detach() for name, step in orthogonalise().items()}
 
     @torch.no_grad()
     def bound() -> None:
-        optimizer.constraint.project(weights, optimizer.circuit, {})
+        optimizer.constraint.project(proposed, optimizer.circuit, {})
 
     step = partial(learner.learn, data.train_x[:BATCH], data.train_y[:BATCH])
-    timings = alternately({"step": step, "orthogonalising": orthogonalise, "bounding": bound}, rounds=31)
+    timings = alternately({"step": step, "orthogonalising": orthogonalise, "bounding": bound}, rounds)
     return {name: timings[name].ratio for name in ("orthogonalising", "bounding")}
 
 

@@ -348,10 +348,9 @@ def run(config: Config) -> dict[str, list[dict[str, object]]]:
     with trace:
         recording.declare(trace, learners)
         keep(folder, trace, learners, rows)
-        title = (
-            f"Gradients in float32, {config.activation}, width {config.width}, batches of {config.batch_size}"
-        )
-        print_table(title, rows, GRADIENTS)
+        if rows:
+            net = f"{config.activation}, width {config.width}, batches of {config.batch_size}"
+            print_table(f"Gradients in float32: {net}, {data.name}", rows, GRADIENTS)
         train(learners, data, folder, trace, rows)
         trained = [summarise(learner, data) for learner in learners]
         if learners:

@@ -106,6 +106,7 @@ def transient(trace: Trace, learner: Learner, number: int, x: Tensor, target: Te
     gradient = learner.optimizer.gradient
     if not isinstance(gradient, EPGradient):
         return
+    beta = learner.optimizer.estimate.beta
     x, target = x[:TRANSIENT_SAMPLES], target[:TRANSIENT_SAMPLES]
     accurate = ODE(1e-4, method="dopri5", rtol=1e-4)
     system = learner.circuit.bind({k: p.detach() for k, p in learner.circuit.params().items()}, x)
@@ -114,9 +115,7 @@ def transient(trace: Trace, learner: Learner, number: int, x: Tensor, target: Te
     end = 1.1 * settled.max().item() + 1 if len(settled) else UNSETTLED_TIME
     times = torch.linspace(0, end, TRANSIENT_POINTS, dtype=torch.float64)
     free = settle(system, solver=accurate, save_at=times)
-    nudged = settle(
-        system.nudged(cost(gradient.loss_type), target, gradient.beta), free, accurate, save_at=times
-    )
+    nudged = settle(system.nudged(cost(gradient.loss_type), target, beta), free, accurate, save_at=times)
     phases = [free.transient, nudged.transient]
 
     def joined(name: str) -> Tensor:
@@ -135,7 +134,7 @@ def transient(trace: Trace, learner: Learner, number: int, x: Tensor, target: Te
             "state": joined("state"),
             "energy": joined("energy"),
             "residual": joined("residual"),
-            "beta": torch.cat([torch.zeros_like(times), torch.full_like(times, gradient.beta)]),
+            "beta": torch.cat([torch.zeros_like(times), torch.full_like(times, beta)]),
             "target": target,
         },
         dims={

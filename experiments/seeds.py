@@ -1,7 +1,7 @@
 """Rows of a table over seeds, each compared with another row seed by seed.
 
-A cell is one row at one seed, computed in a process of its own and kept in the run folder as soon as it is
-finished: --resume, with more rows or seeds if need be, computes only what is missing.
+A cell is one row at one seed. Each is kept in the run folder as soon as it is finished: --resume, with more rows or
+seeds if need be, computes only what is missing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +44,7 @@ class SeedsOptions(Options):
     seeds: int = 5
     """How many seeds, counted from `seed`."""
     workers: int = 2
-    """Processes, `threads` threads each."""
+    """Processes, `threads` threads each; 1 is this process."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,19 +101,10 @@ def tabulate(
     settings = {row: f"{rows[row]!r}, smoke = {options.smoke}" for row in rows}
     cells = {cell: _kept(file, settings[cell[0]]) for cell, file in files.items() if file.exists()}
     missing = [cell for cell in files if cell not in cells]
-    # fork would copy torch's thread pool in an unusable state
-    pool = ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn"))
-    try:
-        futures = {
-            pool.submit(_compute, train, row, rows[row], seed, options): (row, seed) for row, seed in missing
-        }
-        for count, done in enumerate(as_completed(futures), start=1):
-            row, seed = cell = futures[done]
-            cells[cell] = done.result()
-            files[cell].write_text(json.dumps({"settings": settings[row], **cells[cell]}, indent=1))
-            console.print(f"{count}/{len(missing)}  {row}, seed {seed}: {cells[cell][score]:.2%}")
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for count, (cell, result) in enumerate(_computed(missing, rows, train, options), start=1):
+        cells[cell] = result
+        files[cell].write_text(json.dumps({"settings": settings[cell[0]], **result}, indent=1))
+        console.print(f"{count}/{len(missing)}  {cell[0]}, seed {cell[1]}: {result[score]:.2%}")
     results = {row: [cells[row, seed] for seed in seeds] for row in rows}
     table = [_summarise(row, rows[row].reference, results, columns, score) for row in rows]
     (folder / "results.json").write_text(json.dumps(table, indent=1))
@@ -121,6 +112,26 @@ def tabulate(
     title = f"{source}; seeds {seeds[0]}-{seeds[-1]}; ± is a 95 % interval"
     print_table(title, table, {**dict.fromkeys(("row", f"{score} %", "difference", "to"), ""), **columns})
     return table
+
+
+def _computed(
+    cells: Sequence[tuple[str, int]], rows: Mapping[str, Row], train: Train, options: SeedsOptions
+) -> Iterator[tuple[tuple[str, int], Result]]:
+    """Cells and their results as they are finished; a single worker is this process."""
+    if options.workers == 1:
+        for row, seed in cells:
+            yield (row, seed), train(row, rows[row], seed, options)
+        return
+    # fork would copy torch's thread pool in an unusable state
+    pool = ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn"))
+    try:
+        futures = {
+            pool.submit(_compute, train, row, rows[row], seed, options): (row, seed) for row, seed in cells
+        }
+        for done in as_completed(futures):
+            yield futures[done], done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _compute(train: Train, name: str, row: Row, seed: int, options: SeedsOptions) -> Result:

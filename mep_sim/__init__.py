@@ -1,5 +1,6 @@
 """mep-sim: energy circuits that learn by Equilibrium Propagation, on simulated analog hardware."""
 
+from mep_sim.advice import EPWarning
 from mep_sim.monitor import EPMonitor
 from mep_sim.presets import eqprop, local_ep, muon_backprop, natural_ep, sdmep, smep
 from mep_sim.settling import ODE, SettlingError, Sweep, settle
@@ -7,6 +8,7 @@ from mep_sim.settling import ODE, SettlingError, Sweep, settle
 __all__ = [
     "ODE",
     "EPMonitor",
+    "EPWarning",
     "SettlingError",
     "Sweep",
     "eqprop",

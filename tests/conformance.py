@@ -98,7 +98,7 @@ def feedforward(hidden: str, *sizes: int, constrain: bool = True, scale: float =
 
 
 def sequential(*modules: nn.Module, x: tuple[int, ...], scale: float = 0.6, batch: int = 3, **kwargs) -> Case:
-    """A model of any modules: parameters of torch's initialisation times `scale`, statistics of no data in particular."""
+    """A model of any modules: weights ~ N(0, scale^2 / fan_in), statistics of no data in particular."""
     rng = torch.Generator().manual_seed(0)
     model = nn.Sequential(*modules).double()
     with torch.no_grad():
@@ -107,7 +107,7 @@ def sequential(*modules: nn.Module, x: tuple[int, ...], scale: float = 0.6, batc
             p.mul_(scale / math.sqrt(p[0].numel()) if p.ndim > 1 else 0.3)
             if p.ndim == 1 and name.endswith("weight"):
                 p.add_(1.0)
-        for name, b in model.named_buffers():
+        for b in model.buffers():
             if b.is_floating_point():
                 b.copy_(0.5 + torch.rand(b.shape, generator=rng, dtype=b.dtype))
     circuit = FeedforwardCircuit(model.eval(), input_shape=x)

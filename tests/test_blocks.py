@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import functional as autograd
 
 from circuits import FeedforwardCircuit, Residual
 from circuits.activations import as_module
@@ -53,8 +54,10 @@ def conv() -> nn.Conv2d:
             ["Linear Tanh", "Linear"],
         ),
         (
-            [conv(), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), conv(), nn.Tanh(), nn.AvgPool2d(2)]
-            + [nn.Dropout(), nn.Flatten(), linear()],
+            [
+                nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), conv(), nn.Tanh()),
+                nn.Sequential(nn.AvgPool2d(2), nn.Dropout(), nn.Flatten(), linear()),
+            ],
             ["Conv2d BatchNorm2d ReLU", "MaxPool2d Conv2d Tanh", "AvgPool2d Dropout Flatten Linear"],
         ),
         ([linear(), nn.LayerNorm(4), linear(), nn.LayerNorm(4)], ["Linear LayerNorm", "Linear LayerNorm"]),
@@ -237,11 +240,11 @@ def test_blocks_move_push_and_pull_as_their_run_does(drawn, seed, exponent):
         after = run(*(i + change for i, change in zip(inputs, d, strict=True)))
         moved, change = held.move(tapes, *both)
         assert torch.allclose(change, after - f, rtol=1e-8, atol=1e-11)
-        _, pushed = torch.func.jvp(run, inputs, tuple(d))
+        _, pushed = autograd.jvp(run, inputs, tuple(d))
         assert torch.allclose(held.push(tapes, *both), pushed, rtol=1e-9, atol=1e-12)
         # around the moved inputs, where what is not affine has another Jacobian
         e, at = normal(f), [i + change for i, change in zip(inputs, d, strict=True)]
-        pulled = torch.func.vjp(run, *at)[1](e)
+        _, pulled = autograd.vjp(run, tuple(at), e)
         for ours, expected in zip(held.pull(moved, e), pulled, strict=False):
             assert torch.allclose(ours, expected, rtol=1e-8, atol=1e-11)
 
@@ -290,7 +293,7 @@ class Twice(nn.Linear):
         ([nn.Flatten()], "no Linear or Conv2d layer"),
         ([nn.Tanh(), nn.LayerNorm(4)], "no Linear or Conv2d layer"),
         ([], "the model is empty"),
-        ([Residual(linear(), shortcut=nn.Sequential(nn.Tanh(), linear())), linear()], "shortcut of module 0 must be linear"),
+        ([Residual(linear(), shortcut=nn.Sequential(nn.Tanh(), linear())), linear()], "module 0 must be linear"),
         ([Residual(linear(), shortcut=nn.Sequential(linear(), linear())), linear()], "one layer at most"),
         ([Residual(linear(), shortcut=Residual(linear())), linear()], "one layer at most"),
         ([Residual(linear(), shortcut=nn.Conv1d(1, 1, 1)), linear()], r"module 0.shortcut \(Conv1d\)"),

@@ -238,3 +238,19 @@ def test_a_network_that_blew_up_is_not_programmed():
     chip = chip_of("levels-8bit")
     with pytest.raises(ValueError, match="changes to write contain NaN"):
         chip.write({W1: torch.full((6, 4), math.nan, dtype=torch.float64)})
+
+
+def test_kernels_live_on_crossbars_as_matrices():
+    """A convolution's kernel (out, in, kh, kw) is an array (out, in kh kw); the rest of the model is digital."""
+    torch.manual_seed(0)
+    modules = nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 2)
+    circuit = FeedforwardCircuit(nn.Sequential(*modules), input_shape=(2, 3, 3))
+    before = {name: p.detach().clone() for name, p in circuit.params().items()}
+    chip = Chip(circuit, devices.preset("ideal"), generator())
+    assert chip.crossbars["model.0.weight"].plus.conductance.shape == (3, 8)
+    assert set(chip.crossbars) == {"model.0.weight", "model.4.weight"}
+    read = chip.read()
+    assert all(torch.allclose(read[name], before[name], atol=1e-6) for name in before)
+    delta = 0.01 * torch.randn(3, 2, 2, 2, generator=generator(1))
+    written = chip.write({"model.0.weight": delta})["model.0.weight"]
+    assert torch.allclose(chip.read()["model.0.weight"], before["model.0.weight"] + written, atol=1e-6)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import functional as autograd
 
 from circuits.activations import as_module
 from circuits.blocks import Site
@@ -138,9 +139,9 @@ def test_value_is_the_modules_in_eval_mode(kind, data):
 def test_push_and_pull_are_the_jacobians_products(kind, data):
     _, m, x, seed = drawn(data, kind)
     d = normal(x.shape, seed)
-    y, pushed = torch.func.jvp(m.value, (x,), (d,))
+    y, pushed = autograd.jvp(m.value, x, d)
     e = normal(y.shape, seed + 1)
-    (pulled,) = torch.func.vjp(m.value, x)[1](e)
+    _, pulled = autograd.vjp(m.value, x, e)
     assert torch.allclose(m.push(x, d), pushed, rtol=1e-11, atol=1e-13)
     assert torch.allclose(m.pull(x, e), pulled, rtol=1e-11, atol=1e-13)
     if m.affine:
@@ -213,7 +214,7 @@ def test_rows_multiply_to_the_weights_gradient(kind, data):
 @given(data=st.data())
 def test_norm_bounds_the_jacobian(kind, data):
     _, m, x, _ = drawn(data, kind, largest_batch=1)
-    jacobian = torch.func.jacrev(m.value)(x).reshape(-1, x.numel())
+    jacobian = autograd.jacobian(m.value, x).reshape(-1, x.numel())
     assert torch.linalg.matrix_norm(jacobian, 2).item() <= m.norm(x) * (1 + 1e-9)
 
 

@@ -121,7 +121,7 @@ class EPGradient(GradientStrategy):
                     base = _continued(circuit, system, seen)
                 nudged = base.nudged(c, target, nudge)
                 at = self._settle_nudged(nudged, free)
-                phases.append(Phase(nudge, getattr(nudged, "params", seen), nudged, at))
+                phases.append(Phase(nudge, nudged.params, nudged, at))
             gradient = self.combine(circuit, free, phases, memory)
             energy = system.energy(free.state)
             gap = self.average([phase.rise(energy).mean() for phase in phases])
@@ -194,7 +194,7 @@ def _is_strength(beta: object) -> bool:
 
 def _continued(circuit: EnergyCircuit, system: System, params: Params) -> System:
     """The same input and dropout masks with these parameters, in complex numbers."""
-    params = {**getattr(system, "params", {}), **params}
+    params = {**system.params, **params}
     as_complex = {name: p.to(p.dtype.to_complex()) for name, p in params.items()}
     return circuit.bind(as_complex, system.x.to(system.drive.dtype.to_complex()))
 
