@@ -123,11 +123,11 @@ class System(ABC):
 
     params: Params
 
-    def __init__(self, layout: Layout, drive: Tensor, lower: Tensor, upper: Tensor):
+    def __init__(self, layout: Layout, drive: Tensor, lower: Tensor, upper: Tensor, is_held: bool):
         self.layout = layout
         self.drive = drive  # (B, n_1): the input's constant contribution W_1 x + b_1
         self.lower, self.upper = lower, upper  # (n,): the box the states live in
-        self.is_held = bool(torch.isfinite(lower).any() or torch.isfinite(upper).any())
+        self.is_held = is_held  # whether that box has a wall anywhere
         self.nudge: Nudge | None = None
         self.origin: Tensor | None = None
 

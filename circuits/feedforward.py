@@ -251,7 +251,8 @@ class FeedforwardSystem(System):
         ranges = [(-math.inf, math.inf) if phi is None else (phi.lower, phi.upper) for phi in held]
         drive = self.fixed[1].flatten(1)
         lower, upper = (layout.fill(ends, drive.real) for ends in zip(*ranges, strict=True))
-        super().__init__(layout, drive, lower, upper)
+        is_held = any(math.isfinite(end) for ends in ranges for end in ends)
+        super().__init__(layout, drive, lower, upper, is_held)
         self.ranges = ranges
         # Around a free state the tapes are the free ones, and a prediction counts from its free value.
         self.settled: list[Tapes] | None = None

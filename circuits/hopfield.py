@@ -97,7 +97,8 @@ class HopfieldSystem(System):
         layout, hidden = circuit.layout, len(circuit.layout.sizes) - 1
         lower = layout.fill((circuit.box[0],) * hidden + (-math.inf,), drive)
         upper = layout.fill((circuit.box[1],) * hidden + (math.inf,), drive)
-        super().__init__(layout, drive, lower, upper)
+        is_held = hidden > 0 and any(map(math.isfinite, circuit.box))
+        super().__init__(layout, drive, lower, upper, is_held)
         self.x = x
         # What every layer feels besides its neighbours' coordinates: drive and biases; around a free
         # state only what holds its saturated units against the wall.

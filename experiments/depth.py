@@ -343,8 +343,8 @@ def run(config: Config) -> dict[str, list[dict[str, object]]]:
         for learner in learners:
             learner.load_state_dict(state["learners"][learner.name])
     else:
-        trace = Trace.create(folder.trace, config=config.identity(), seed=config.seed, overwrite=True)
         rows = [row for depth in config.depths for row in measure(depth, config, data)]
+        trace = Trace.create(folder.trace, config=config.identity(), seed=config.seed, overwrite=True)
     with trace:
         recording.declare(trace, learners)
         keep(folder, trace, learners, rows)

@@ -1,12 +1,14 @@
 """Acceleration: secants on fixed points that are known, Lanczos against dense eigenvalues."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from circuits.acceleration import Secant, UnitSecant, dot, largest_eigenvalue
+from circuits.acceleration import Patience, Secant, UnitSecant, dot, largest_eigenvalue
 
 few = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**31)
@@ -56,7 +58,11 @@ def test_a_unit_secant_solves_a_line_for_each_unit(falls, seed):
     assert torch.equal(once, b - q * x)
     twice = bend.next(b - q * once)
     assert torch.allclose(twice, 0.6 * once + 0.4 * (b - q * once), rtol=1e-12)
-    assert torch.allclose(bend.next(b - q * twice), b / (1 + q), rtol=1e-9, atol=1e-11)
+    damped = copy.copy(bend).next(b - q * twice, torch.tensor([[1.0], [0.25]], dtype=b.dtype))
+    there = bend.next(b - q * twice)
+    assert torch.allclose(there, b / (1 + q), rtol=1e-9, atol=1e-11)
+    assert torch.equal(damped[0], there[0])
+    assert torch.allclose(damped[1], twice[1] + 0.25 * (there - twice)[1], rtol=1e-12)
 
 
 @settings(few, max_examples=15)
@@ -69,6 +75,20 @@ def test_unit_secants_contract_beyond_the_lines_they_solve(slopes, seed):
     for _ in range(200):
         x = bend.next(a * x + b)
     assert torch.allclose(x, b / (1 - a), rtol=1e-8, atol=1e-9)
+
+
+def test_patience_ends_with_samples_that_get_nowhere():
+    """One stays, one halves with every sweep, one has its single best sweep in every window."""
+    patience, damping = Patience(), []
+    for count in range(1, 91):
+        halved = 0.5**count
+        dip = 0.3 ** (count // Patience.window) if count % Patience.window == 3 else 1.0
+        patience.observe(torch.tensor([1.0, halved, dip], dtype=torch.float64))
+        if count % Patience.window == 0:
+            damping.append(patience.damping)
+    assert damping[0] == 1.0
+    for k, factors in enumerate(damping[1:], start=1):
+        assert factors[:, 0].tolist() == pytest.approx([max(0.7**k, 1 / 16), 1.0, 1.0])
 
 
 def test_complex_numbers_count_as_pairs_of_real_ones():

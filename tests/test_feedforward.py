@@ -1,5 +1,6 @@
-"""The feedforward energy beside its conformance suite: closed forms, ReLU's kink, bounds, parsing, errors."""
+"""The feedforward energy beside its conformance suite: closed forms, kinks, bounds, what is local, complex beta."""
 
+import cmath
 import math
 
 import pytest
@@ -10,19 +11,57 @@ from torch import nn
 
 from circuits import FeedforwardCircuit, Layout, cost
 from mep_sim.settling import ODE, Sweep, settle
-from tests.conformance import CASES, COSTS, EXACT, feedforward, gap
+from tests.conformance import (
+    CASES,
+    COSTS,
+    EXACT,
+    Case,
+    check_solvers_agree_in_float64,
+    feedforward,
+    gap,
+    gradient_checks,
+    sequential,
+)
 
-FEEDFORWARD = [name for name in CASES if name.startswith("feedforward")]
+
+def max_pool() -> Case:
+    return sequential(
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(3, 4, 3),
+        nn.Tanh(),
+        nn.MaxPool2d(2, stride=1),
+        nn.Flatten(),
+        nn.Linear(4, 4),
+        x=(1, 8, 8),
+        kink_free=1e-3,
+        centred_order=1,
+    )
 
 
-@pytest.mark.parametrize("name", FEEDFORWARD)
+NETS = {name: build for name, build in CASES.items() if not name.startswith("hopfield")} | {
+    "max-pool": max_pool
+}
+
+
+@pytest.mark.parametrize("name", NETS)
 def test_free_equilibrium_is_the_forward_pass(name):
-    case = CASES[name]()
+    case = NETS[name]()
     system = case.bind()
     output = case.circuit(case.x)
     assert gap(system.readout(settle(system).state), output) < 1e-14
-    assert system.energy(settle(system).state).abs().max() < 1e-28
+    assert system.energy(settle(system).state.clone()).abs().max() < 1e-28
     assert gap(system.readout(settle(system, solver=ODE(1e-11)).state), output) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "check", [check_solvers_agree_in_float64, *gradient_checks], ids=lambda f: f.__name__
+)
+def test_winners_of_max_pooling_are_held(check):
+    """What the conformance suite asks of estimates, and of both paths. (The ODE path slides along kinks for long
+    where winners change in a free transient of large inputs, so that max pooling is not in the suite itself.)"""
+    check(max_pool())
 
 
 @pytest.mark.parametrize("hidden_layers", [1, 2, 3])
@@ -120,6 +159,139 @@ def test_a_bound_that_is_enough_is_not_measured():
     assert around.largest_beta(cost("mse"), enough=1.1 * certified) == measured
 
 
+@pytest.mark.parametrize("name", NETS)
+def test_amplification_is_what_a_unit_force_on_the_output_moves_it(name):
+    """The Hessian of E at the free state is A'A, A = I - J, so (A'A)^-1 at the output is I + sum_l J_{l->L} J_{l->L}'."""
+    case = NETS[name]()
+    system, largest = case.bind(), 0.0
+    free = settle(system, solver=EXACT)
+    classes = system.layout.sizes[-1]
+    for i in range(len(case.x)):
+        single = case.bind(x=case.x[i : i + 1])
+        hessian = torch.autograd.functional.hessian(
+            lambda s, e=single: e.energy(s[None]).sum(), free.state[i]
+        )
+        compliance = torch.linalg.inv(hessian)[-classes:, -classes:]
+        largest = max(largest, torch.linalg.eigvalsh(compliance)[-1].item())
+    around = system.around(free)
+    assert around.amplification() == pytest.approx(largest, rel=1e-9)
+    for loss_type in COSTS:
+        c = cost(loss_type)
+        limit = 1 / (c.curvature * largest)
+        assert around.largest_beta(c) == pytest.approx(limit, rel=1e-9)
+        for beta in (0.5 * limit, 0.999 * limit, 1.001 * limit, -3 * limit):
+            margin = around.margin(c, beta)
+            assert margin <= 1 - abs(beta) / limit + 1e-9
+            assert (margin > 0) == (abs(beta) < limit)
+
+
+# -- what a layer sees ----------------------------------------------------------------------------------
+
+
+def nudged_phase(case: Case, loss_type: str):
+    system = case.bind()
+    free = settle(system, solver=EXACT)
+    nudged = system.around(free).nudged(cost(loss_type), case.labels, 0.1 * case.kink_free)
+    return free, nudged, settle(nudged, solver=Sweep(1e-9))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_signals_multiply_to_the_contrast(name):
+    case = NETS[name]()
+    free, nudged, at = nudged_phase(case, "cross_entropy")
+    contrast, signals = nudged.contrast(free, at), nudged.signals(at)
+    assert signals.keys() == set(case.circuit.weights)
+    for weight, (post, pre) in signals.items():
+        assert gap((post.T @ pre).view_as(contrast[weight]) / len(case.x), contrast[weight]) < 1e-12
+        bias = weight.removesuffix("weight") + "bias"
+        if bias in contrast:
+            assert gap(post.sum(0) / len(case.x), contrast[bias]) < 1e-12
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_layers_contrast_follows_from_its_own_synapses(name):
+    case = NETS[name]()
+    circuit = case.circuit
+    free, nudged, at = nudged_phase(case, "mse")
+    contrast, found = nudged.contrast(free, at), {}
+    states = [(case.x, case.x), *zip(*map(circuit.layout.split, (free.state, at.deviation)), strict=True)]
+    for layer in range(len(circuit.layout.sizes)):
+        own = {name: case.params()[name] for name in circuit.layer_parameters(layer) if name in contrast}
+        inputs = [states[i + 1] for i in circuit.inputs_of(layer)]
+        found |= circuit.local_contrast(layer, own, inputs, states[layer + 1], nudged.nudge.beta)
+    assert found.keys() == contrast.keys() == case.params().keys()
+    size = max(g.abs().max() for g in contrast.values())
+    for parameter, gradient in contrast.items():
+        assert (found[parameter] - gradient).abs().max() <= 1e-12 * size, parameter
+
+
+# -- complex beta ---------------------------------------------------------------------------------------
+
+ANALYTIC = {name: CASES[name] for name in ("feedforward-softplus-2", "feedforward-linear-2", "residual-tanh")} | {
+    "norms": lambda: sequential(
+        nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Sigmoid(), nn.Linear(6, 6), nn.LayerNorm(6), nn.Softplus(),
+        nn.Linear(6, 3), x=(5,),
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ANALYTIC)
+@pytest.mark.parametrize("loss_type", COSTS)
+def test_at_a_complex_beta_the_continued_energy_is_stationary(name, loss_type):
+    """dE = 0 along every direction of the complex states, conj beta settles to the conjugate state, and the
+    contrast is the derivative of the energies' difference in the parameters, without a conjugate."""
+    case, rng, h = ANALYTIC[name](), torch.Generator().manual_seed(0), 1e-5
+    assert case.circuit.not_analytic() == ()
+
+    def normal(like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=rng, dtype=torch.complex128)
+
+    params = {n: p.to(torch.complex128) for n, p in case.params().items()}
+    system = case.circuit.bind(params, case.x.to(torch.complex128))
+    free = settle(system, solver=EXACT)
+    assert gap(free.state.real, settle(case.bind(), solver=EXACT).state) < 1e-13
+    beta = cmath.rect(0.1, 2.0)
+    nudged = system.nudged(cost(loss_type), case.labels, beta)
+    at, mirrored = (
+        settle(phase, free.state, Sweep(1e-12))
+        for phase in (nudged, system.nudged(cost(loss_type), case.labels, beta.conjugate()))
+    )
+    assert at.converged.all()
+    assert gap(torch.view_as_real(mirrored.state), torch.view_as_real(at.state.conj())) < 1e-10
+
+    def slope(function, z, d):
+        return (function(z + h * d) - function(z - h * d)) / (2 * h)
+
+    d = normal(at.state)
+    assert (slope(nudged.energy, at.state, d).abs() <= 1e-7 * slope(nudged.energy, free.state, d).abs()).all()
+    d = {n: normal(p) for n, p in params.items()}
+    lowered = [
+        slope(
+            lambda t, s=s: system.rebind({n: p + t * d[n] for n, p in params.items()}).energy(s).mean(),
+            0.0,
+            1.0,
+        )
+        for s in (at.state, free.state)
+    ]
+    contrast = nudged.contrast(free, at)
+    assert abs(
+        sum((contrast[n] * d[n]).sum() for n in params) * beta - (lowered[0] - lowered[1])
+    ) <= 1e-7 * abs(beta)
+
+
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("conv-relu", ["Conv2d", "ReLU", "AvgPool2d", "Conv2d", "ReLU"]),
+        ("layer-norm", ["GELU"]),
+        ("hard-sigmoid", ["Hardsigmoid", "Hardsigmoid"]),
+    ],
+)
+def test_modules_without_a_continuation_are_named(name, modules):
+    found = [m for m in CASES[name]().circuit.not_analytic() if "AdaptiveAvgPool2d" not in m]
+    assert [m.rpartition("(")[2].removesuffix(")") for m in found] == modules
+
+
 # -- layout ---------------------------------------------------------------------------------------------
 
 
@@ -141,25 +313,6 @@ def test_layout_names_slices_of_one_tensor(sizes, batch):
 # -- building -------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    hidden=st.lists(st.sampled_from([None, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.GELU]), max_size=3),
-    flatten=st.booleans(),
-    bias=st.booleans(),
-)
-def test_any_chain_of_layers_is_parsed_and_shares_its_parameters(hidden, flatten, bias):
-    modules = [nn.Flatten()] if flatten else []
-    for kind in hidden:
-        modules += [nn.Linear(6, 6, bias=bias)] if kind is None else [nn.Linear(6, 6, bias=bias), kind()]
-    model = nn.Sequential(*modules, nn.Linear(6, 3)).double()
-    circuit = FeedforwardCircuit.from_sequential(model)
-    x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(2, 2, 3) if flatten else torch.eye(6).double()
-    assert circuit.layout.sizes == (6,) * len(hidden) + (3,)
-    assert {id(p) for p in circuit.parameters()} == {id(p) for p in model.parameters()}
-    system = circuit.bind(circuit.params(), x)
-    assert torch.allclose(system.readout(settle(system).state), model(x), rtol=1e-6)
-
-
 def test_weights_are_drawn_with_the_gain_of_their_activation(rng):
     circuit = FeedforwardCircuit.from_sizes((400, 300, 200), "relu", rng=rng)
     hidden, output = (circuit.params()[name] for name in circuit.weights)
@@ -176,26 +329,6 @@ def test_sizes_are_checked(sizes):
 def test_unknown_activation_is_refused():
     with pytest.raises(ValueError, match="unknown activation 'mish'"):
         FeedforwardCircuit.from_sizes((3, 4, 2), "mish")
-
-
-@pytest.mark.parametrize(
-    ("modules", "message"),
-    [
-        (
-            [nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)],
-            r"module 1 \(BatchNorm1d\) has no energy here",
-        ),
-        ([nn.Conv1d(1, 1, 3), nn.Linear(3, 2)], "Conv1d"),
-        ([nn.Linear(3, 4), nn.ReLU(), nn.Tanh(), nn.Linear(4, 2)], r"module 2 \(Tanh\)"),
-        ([nn.ReLU(), nn.Linear(3, 2)], r"module 0 \(ReLU\)"),
-        ([nn.Linear(3, 4), nn.Flatten(), nn.Linear(4, 2)], "Flatten"),
-        ([nn.Flatten()], "no Linear layer"),
-        ([nn.Linear(3, 2), nn.ReLU()], "output layer ends in relu"),
-    ],
-)
-def test_models_without_an_energy_are_refused(modules, message):
-    with pytest.raises(ValueError, match=message):
-        FeedforwardCircuit.from_sequential(nn.Sequential(*modules))
 
 
 @pytest.mark.parametrize("x", [torch.zeros(8), torch.zeros(2, 7), torch.zeros(2, 8, dtype=torch.int64)])
