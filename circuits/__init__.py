@@ -2,7 +2,8 @@
 
 from circuits.base import EnergyCircuit, Equilibrium, Layout, Nudge, Params, System, Transient
 from circuits.costs import Cost, CrossEntropy, SquaredError, cost
-from circuits.feedforward import FeedforwardCircuit, FeedforwardSystem
+from circuits.feedforward import FeedforwardCircuit
+from circuits.feedforward_system import FeedforwardSystem
 from circuits.hopfield import HopfieldCircuit, HopfieldSystem
 from circuits.residual import Residual
 

@@ -16,6 +16,7 @@ from tests.conformance import (
     COSTS,
     EXACT,
     Case,
+    check_contrast_is_the_energies_derivative,
     check_solvers_agree_in_float64,
     feedforward,
     gap,
@@ -40,6 +41,8 @@ def max_pool() -> Case:
     )
 
 
+HELD = [check_solvers_agree_in_float64, *gradient_checks]
+HELD.remove(check_contrast_is_the_energies_derivative)
 NETS = {name: build for name, build in CASES.items() if not name.startswith("hopfield")} | {
     "max-pool": max_pool
 }
@@ -52,15 +55,12 @@ def test_free_equilibrium_is_the_forward_pass(name):
     output = case.circuit(case.x)
     assert gap(system.readout(settle(system).state), output) < 1e-14
     assert system.energy(settle(system).state.clone()).abs().max() < 1e-28
-    assert gap(system.readout(settle(system, solver=ODE(1e-11)).state), output) < 1e-9
 
 
-@pytest.mark.parametrize(
-    "check", [check_solvers_agree_in_float64, *gradient_checks], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("check", HELD, ids=lambda f: f.__name__)
 def test_winners_of_max_pooling_are_held(check):
-    """What the conformance suite asks of estimates, and of both paths. (The ODE path slides along kinks for long
-    where winners change in a free transient of large inputs, so that max pooling is not in the suite itself.)"""
+    """What the suite asks of estimates, and of both paths, but for what compares with winners that move. (In a free
+    transient of large inputs they change, and an ODE solver slides along the kinks for long.)"""
     check(max_pool())
 
 
@@ -161,7 +161,7 @@ def test_a_bound_that_is_enough_is_not_measured():
 
 @pytest.mark.parametrize("name", NETS)
 def test_amplification_is_what_a_unit_force_on_the_output_moves_it(name):
-    """The Hessian of E at the free state is A'A, A = I - J, so (A'A)^-1 at the output is I + sum_l J_{l->L} J_{l->L}'."""
+    """The free state's Hessian is A'A, A = I - J: at the output its inverse is I + sum_l J_{l->L} J_{l->L}'."""
     case = NETS[name]()
     system, largest = case.bind(), 0.0
     free = settle(system, solver=EXACT)
@@ -202,10 +202,12 @@ def test_signals_multiply_to_the_contrast(name):
     contrast, signals = nudged.contrast(free, at), nudged.signals(at)
     assert signals.keys() == set(case.circuit.weights)
     for weight, (post, pre) in signals.items():
-        assert gap((post.T @ pre).view_as(contrast[weight]) / len(case.x), contrast[weight]) < 1e-12
-        bias = weight.removesuffix("weight") + "bias"
-        if bias in contrast:
-            assert gap(post.sum(0) / len(case.x), contrast[bias]) < 1e-12
+        expected = contrast[weight]
+        assert torch.allclose(
+            (post.T @ pre).view_as(expected) / len(case.x), expected, rtol=1e-10, atol=1e-14
+        )
+        if (bias := weight.removesuffix("weight") + "bias") in contrast:
+            assert torch.allclose(post.sum(0) / len(case.x), contrast[bias], rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -257,7 +259,7 @@ def test_at_a_complex_beta_the_continued_energy_is_stationary(name, loss_type):
         for phase in (nudged, system.nudged(cost(loss_type), case.labels, beta.conjugate()))
     )
     assert at.converged.all()
-    assert gap(torch.view_as_real(mirrored.state), torch.view_as_real(at.state.conj())) < 1e-10
+    assert (mirrored.state - at.state.conj()).abs().max() < 1e-10
 
     def slope(function, z, d):
         return (function(z + h * d) - function(z - h * d)) / (2 * h)

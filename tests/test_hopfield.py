@@ -1,13 +1,15 @@
-"""The Hopfield energy beside its conformance suite: linear solves, the box, bounds, errors."""
+"""The Hopfield energy beside its conformance suite: linear solves, the box, bounds, what is local, errors."""
 
 import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from circuits import HopfieldCircuit, cost
 from mep_sim.settling import ODE, Sweep, settle
-from tests.conformance import COSTS, EXACT, OPEN, Case, gap, hopfield
+from tests.conformance import CASES, COSTS, EXACT, OPEN, Case, gap, hopfield
 
 
 def coupling(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,6 +108,70 @@ def test_in_a_closed_box_only_the_output_can_run_away(factor, bounded):
     case.circuit.layout.output(far)[:] = 1e5
     case.circuit.layout.output(farther)[:] = 1e6
     assert (system.energy(farther) > system.energy(far)).all() == bounded
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 8), min_size=2, max_size=5),
+    gain=st.floats(0.05, 1.5),
+    beta=st.floats(-2, 2),
+    loss_type=st.sampled_from(COSTS),
+    seed=st.integers(0, 999),
+)
+def test_margin_is_certain_of_the_whole_coupling(sizes, gain, beta, loss_type, seed):
+    """1 - lambda_max(W + |beta| C'' on the output) is never less, and the same for both signs of beta."""
+    case = hopfield(*sizes, gain=gain, seed=seed)
+    w, _ = coupling(case)
+    w[-sizes[-1] :, -sizes[-1] :] += abs(beta) * cost(loss_type).curvature * torch.eye(sizes[-1])
+    margin = case.bind().margin(cost(loss_type), beta)
+    assert margin <= 1 - torch.linalg.eigvalsh(w)[-1].item() + 1e-12
+    assert margin == case.bind().margin(cost(loss_type), -beta)
+
+
+@pytest.mark.parametrize("layers", [2, 3, 4, 7])
+@pytest.mark.parametrize("gamma", [0.3, 0.7])
+def test_margin_of_a_chain_of_rotations_is_exact(layers, gamma):
+    """N layers coupled by gamma times a rotation: lambda_max = 2 cos(pi / (N + 1)) gamma."""
+    case = hopfield(4, *[4] * layers)
+    with torch.no_grad():
+        for weight in case.circuit.in_order(case.circuit.params())[0]:
+            weight.copy_(gamma * torch.linalg.qr(weight)[0])
+    w, _ = coupling(case)
+    margin = case.bind().margin(cost("mse"), 0.0)
+    assert margin == pytest.approx(1 - 2 * math.cos(math.pi / (layers + 1)) * gamma, rel=1e-9)
+    assert margin == pytest.approx(1 - torch.linalg.eigvalsh(w)[-1].item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("loss_type", COSTS)
+def test_with_a_margin_every_start_ends_in_the_same_equilibrium(loss_type):
+    """Nudged by either sign, from any corner of the box."""
+    case, beta = hopfield(8, 12, 10, 4, gain=0.3), 0.2
+    assert case.bind().margin(cost(loss_type), beta) > 0
+    rng = torch.Generator().manual_seed(0)
+    for sign in (1, -1):
+        nudged = case.bind().nudged(cost(loss_type), case.labels, sign * beta)
+        corners = [torch.randint(2, nudged.initial_state().shape, generator=rng).double() for _ in range(5)]
+        ends = [settle(nudged, corner, EXACT).state for corner in corners]
+        assert all(gap(end, ends[0]) < 1e-11 for end in ends)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("hopfield")])
+@pytest.mark.parametrize("loss_type", COSTS)
+def test_a_layers_contrast_follows_from_its_own_synapses(name, loss_type):
+    case = CASES[name]()
+    circuit, beta = case.circuit, 0.1 * case.kink_free
+    free = settle(case.bind(), solver=EXACT)
+    nudged = case.bind().around(free).nudged(cost(loss_type), case.labels, beta)
+    at = settle(nudged, solver=Sweep(1e-9))
+    states = [(case.x, case.x), *zip(*map(circuit.layout.split, (free.state, at.deviation)), strict=True)]
+    found = {}
+    for layer in range(len(circuit.layout.sizes)):
+        inputs = [states[i + 1] for i in circuit.inputs_of(layer)]
+        own = {name: case.params()[name] for name in circuit.layer_parameters(layer)}
+        found |= circuit.local_contrast(layer, own, inputs, states[layer + 1], beta)
+    contrast = nudged.contrast(free, at)
+    assert found.keys() == contrast.keys() == case.params().keys()
+    assert all(gap(found[parameter], contrast[parameter]) < 1e-9 for parameter in contrast)
 
 
 def test_weights_are_drawn_with_their_gain(rng):
