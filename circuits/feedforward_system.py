@@ -15,7 +15,7 @@ order in beta, as the one-sided one is. Smooth activations have neither trouble.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -160,7 +160,7 @@ class FeedforwardSystem(System):
     def _forces(self, z: Tensor) -> list[Tensor]:
         tapes, errors = self._errors(z)
         top = torch.zeros_like(errors[-1]) if self.nudge is None else self.nudge.force(self.readout(z))
-        pulls = self._pull_down(self.blocks, tapes, top, errors)
+        pulls = self._pull_down(tapes, top, lambda i, _: errors[i])
         return [pull - e for pull, e in zip(pulls, errors, strict=True)]
 
     def residual(self, z: Tensor) -> Tensor:
@@ -172,17 +172,12 @@ class FeedforwardSystem(System):
         ]
         return torch.stack([flow.flatten(1).abs().amax(1) for flow in flows]).amax(0)
 
-    @staticmethod
     def _pull_down(
-        blocks: Sequence[Block],
-        tapes: Sequence[Tapes],
-        top: Tensor,
-        errors: Sequence[Tensor] | None = None,
-        hold=None,
+        self, tapes: Sequence[Tapes], top: Tensor, send: Callable[[int, Tensor], Tensor] | None = None
     ) -> list[Tensor]:
-        """What pulls on every layer: J' e of the blocks that read it, and `top` on the output, top to bottom.
+        """What pulls on every layer, top to bottom: `top` on the output, below J' e of the blocks that read the layer.
 
-        Without `errors` a layer's error is what pulls on it, through `hold(i, pull)` where that is given.
+        e_i = send(i, the pull on layer i), or that pull itself.
         """
         pulls: list[Tensor | None] = [*[None] * (len(tapes) - 1), top]
 
@@ -190,11 +185,11 @@ class FeedforwardSystem(System):
             pulls[i] = pull if pulls[i] is None else pulls[i] + pull
 
         for i in range(len(tapes) - 1, 0, -1):
-            error = errors[i] if errors is not None else pulls[i] if hold is None else hold(i, pulls[i])
-            below, skipped = blocks[i].pull(tapes[i], error)
+            error = pulls[i] if send is None else send(i, pulls[i])
+            below, skipped = self.blocks[i].pull(tapes[i], error)
             add(i - 1, below)
-            if skipped is not None and blocks[i].skip != INPUT:
-                add(blocks[i].skip, skipped)
+            if skipped is not None and self.blocks[i].skip != INPUT:
+                add(self.blocks[i].skip, skipped)
         return pulls
 
     # -- sweeps -----------------------------------------------------------------------------------
@@ -226,9 +221,7 @@ class FeedforwardSystem(System):
         output = self._relax(predictions[-1], errors[-1])
         while True:
             rooms = [self._room(i, f) for i, f in enumerate(predictions)]
-            pulls = self._pull_down(
-                self.blocks, tapes, output, hold=lambda i, e, rooms=rooms: _held(e, rooms[i])
-            )
+            pulls = self._pull_down(tapes, output, lambda i, pull, rooms=rooms: _held(pull, rooms[i]))
             tapes, predictions, errors = self._push_up(pulls)
             z = _flat([f + e for f, e in zip(predictions, errors, strict=True)])
             self._keep(z, tapes, errors)
@@ -297,7 +290,7 @@ class FeedforwardSystem(System):
         Call it on a nudged system around a free equilibrium.
         """
         top = self.nudge.force(self.readout(self.initial_state()))
-        errors = self._pull_down(self.blocks, self.settled, top)
+        errors = self._pull_down(self.settled, top)
         return gradient_of(zip(self.blocks, self.settled, errors, strict=True), self._scale)
 
     @property
@@ -349,7 +342,7 @@ class FeedforwardSystem(System):
 
     def _linear_sweep(self, v: Tensor) -> Tensor:
         """(I + sum_l J J^T) v, (B, C): errors v down and up again with the slopes of the free state."""
-        pulls = self._pull_down(self.blocks, self.settled, v)
+        pulls = self._pull_down(self.settled, v)
         moved: list[Tensor] = []
         for i, (block, tapes, pull) in enumerate(zip(self.blocks, self.settled, pulls, strict=True)):
             skipped = None if block.skip in (None, INPUT) else moved[block.skip]

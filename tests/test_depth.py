@@ -196,7 +196,7 @@ def test_trains_none_when_told_so(tmp_path):
         ({"activation": "gelu"}, "tanh, relu"),
         ({"lr": 0.0}, "finite learning rate > 0"),
         ({"betas": (-0.1,)}, "finite beta > 0"),
-        ({"tolerance": 0.0}, "0 < tolerance < 1"),
+        ({"tolerance": 0.0, "betas": ()}, "0 < tolerance < 1"),
     ],
 )
 def test_options_out_of_range_name_the_way_out(options, message):

@@ -122,7 +122,7 @@ def test_margin_is_certain_of_the_whole_coupling(sizes, gain, beta, loss_type, s
     """1 - lambda_max(W + |beta| C'' on the output) is never less, and the same for both signs of beta."""
     case = hopfield(*sizes, gain=gain, seed=seed)
     w, _ = coupling(case)
-    w[-sizes[-1] :, -sizes[-1] :] += abs(beta) * cost(loss_type).curvature * torch.eye(sizes[-1])
+    w.diagonal()[-sizes[-1] :] += abs(beta) * cost(loss_type).curvature
     margin = case.bind().margin(cost(loss_type), beta)
     assert margin <= 1 - torch.linalg.eigvalsh(w)[-1].item() + 1e-12
     assert margin == case.bind().margin(cost(loss_type), -beta)
