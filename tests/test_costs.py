@@ -31,7 +31,9 @@ def relaxed(c, pull, origin, target, beta):
     """`relax` repeated from the pull until it has got there."""
     d = pull
     for _ in range(20):
-        d = c.relax(pull, origin, target, beta, d)
+        before, d = d, c.relax(pull, origin, target, beta, d)
+        if (d - before).abs().max() <= 1e-15 * d.abs().max():
+            break
     return d
 
 
@@ -172,7 +174,7 @@ def test_value_and_gradient_are_holomorphic(name, kind, seed, angle):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@few
+@settings(few, max_examples=25)
 @given(
     seed=st.integers(0, 2**16),
     share=st.floats(0.05, 0.6),

@@ -130,8 +130,8 @@ def toy(name: str, row: Toy, seed: int, options: SeedsOptions) -> dict:
     return {"accuracy": row.level + 0.01 * seed**2, "cost": float(seed), "data": "toys"}
 
 
-def table(folder, rows, **options):
-    config = SeedsOptions(out=folder, workers=1, **options)
+def table(folder, rows, workers=1, **options):
+    config = SeedsOptions(out=folder, workers=workers, **options)
     return tabulate("toys", rows, toy, config, {"cost": ".1f"})
 
 
@@ -151,6 +151,12 @@ def test_differences_are_paired_seed_by_seed_and_cells_are_kept(tmp_path, capsys
     assert more[0]["scores"] == pytest.approx([51, 54, 59])
     with pytest.raises(ValueError, match="other settings"):
         table(tmp_path, {**rows, "low": Toy(0.4)}, seeds=2, seed=1, resume=True)
+
+
+def test_processes_give_the_same_table(tmp_path):
+    rows = {"low": Toy(0.5, "high"), "high": Toy(0.6)}
+    alone, pooled = (table(tmp_path / str(workers), rows, workers, seeds=2) for workers in (1, 2))
+    assert alone == pooled
 
 
 def test_failure_keeps_the_cells_before_it(tmp_path):
