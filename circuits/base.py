@@ -75,8 +75,8 @@ class Equilibrium:
     state (B, n); deviation (B, n): state minus the free state, carried through a nudged phase as
     a number of its own because float32 would lose it in the subtraction (None for a free phase);
     residual (B,): the projected force that is left, max over units;
-    relative_residual (B,): residual over max |state| (free) or over max |deviation|, the nudge it has to
-    resolve (nudged); converged (B,) bool: relative_residual <= the tolerance asked for;
+    relative_residual (B,): residual over `System.scale`: max |state| (free), or the nudge it has
+    to resolve (nudged); converged (B,) bool: relative_residual <= the tolerance asked for;
     evaluations: sweeps, or evaluations of the flow; time (B,): simulated time until each sample settled,
     in time constants (0 on the sweep path, which has no time).
     """
@@ -220,6 +220,10 @@ class System(ABC):
     def residual(self, z: Tensor) -> Tensor:
         """Projected force, max over units, (B,)."""
         return self.flow(z).abs().amax(1)
+
+    def scale(self, z: Tensor) -> Tensor:
+        """What a residual is small or large against, (B,): max |state|, or max |deviation| around a free state."""
+        return z.abs().amax(1)
 
 
 class EnergyCircuit(nn.Module, ABC):

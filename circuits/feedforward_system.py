@@ -172,6 +172,14 @@ class FeedforwardSystem(System):
         ]
         return torch.stack([flow.flatten(1).abs().amax(1) for flow in flows]).amax(0)
 
+    def scale(self, z: Tensor) -> Tensor:
+        """Nudged, max |e|: the contrast is made of errors, and a deep net moves its output up to `amplification`
+        times as far as its errors, so that a force small against that could be all of an error."""
+        if self.origin is None or self.nudge is None:
+            return super().scale(z)
+        _, errors = self._errors(z)
+        return torch.stack([e.flatten(1).abs().amax(1) for e in errors]).amax(0)
+
     def _pull_down(
         self, tapes: Sequence[Tapes], top: Tensor, send: Callable[[int, Tensor], Tensor] | None = None
     ) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """Settle a system to equilibrium: by integrating its dynamics, or by layer-wise minimisation.
 
 Both paths stop on the same criterion, per sample: the projected force is at most `tolerance` times the
-sample's scale, max |s| for a free phase and max |s - s_free| (the nudge to be resolved) for a nudged one.
+sample's scale (`System.scale`): max |s| for a free phase, and for a nudged one what its contrast has to resolve.
 What does not get there within the budget is reported as not converged.
 """
 
@@ -119,7 +119,7 @@ def _sweep(system: System, z: Tensor, solver: Sweep) -> Equilibrium:
             break
         if change is None or count % look_every:
             continue
-        enough = solver.tolerance * _scale(z)
+        enough = solver.tolerance * system.scale(z)
         # the change is an estimate: the force that is left decides
         if bool((change <= enough).all()) and bool((system.residual(z) <= enough).all()):
             break
@@ -190,7 +190,7 @@ class _WatchedFlow:
         residual = flow.abs().amax(1)
         if not torch.isfinite(residual.sum()):
             raise SettlingError(_diverged(self.system, self.solver))
-        settled = residual <= self.solver.tolerance * _scale(z)
+        settled = residual <= self.solver.tolerance * self.system.scale(z)
         now = torch.where(settled, t + self.time, math.inf)
         self.settled_at = (
             now if self.settled_at is None else torch.where(settled, self.settled_at.minimum(now), now)
@@ -245,10 +245,6 @@ def _max_norm(error: Tensor) -> Tensor:
     return error.abs().amax()
 
 
-def _scale(z: Tensor) -> Tensor:
-    return z.abs().amax(1)
-
-
 def _report(
     system: System,
     z: Tensor,
@@ -258,7 +254,7 @@ def _report(
     transient: Transient | None = None,
 ) -> Equilibrium:
     """Measure the force that is left at z itself: what is reported is never an estimate on the way."""
-    residual, scale = system.residual(z), _scale(z)
+    residual, scale = system.residual(z), system.scale(z)
     if not torch.isfinite((residual + scale).sum()):
         raise SettlingError(_diverged(system, solver))
     return Equilibrium(
