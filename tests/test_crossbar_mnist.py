@@ -293,7 +293,7 @@ def test_resume_where_nothing_was_begun_begins(tmp_path):
         ("--beta 0", "beta > 0"),
         ("--beta -0.1", "beta > 0"),
         ("--beta 1e6 --phases centred", "only for beta < 0."),
-        ("--phases both", "one_sided, centred, one_sweep"),
+        ("--phases both", "one_sided, centred, random_sign, one_sweep"),
         ("--phases one_sweep --circuit hopfield", "feedforward energy only"),
         ("--sizes 784 8 10", "64 inputs and 10 classes"),
         ("--sizes 64 0 10", "each >= 1"),
