@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -123,11 +124,11 @@ class System(ABC):
 
     params: Params
 
-    def __init__(self, layout: Layout, drive: Tensor, lower: Tensor, upper: Tensor, is_held: bool):
+    def __init__(self, layout: Layout, drive: Tensor, ranges: Sequence[tuple[float, float]]):
         self.layout = layout
         self.drive = drive  # (B, n_1): the input's constant contribution W_1 x + b_1
-        self.lower, self.upper = lower, upper  # (n,): the box the states live in
-        self.is_held = is_held  # whether that box has a wall anywhere
+        self.ranges = ranges  # of the states of every layer
+        self.is_held = any(math.isfinite(end) for ends in ranges for end in ends)
         self.nudge: Nudge | None = None
         self.origin: Tensor | None = None
 
@@ -202,9 +203,20 @@ class System(ABC):
     def state(self, z: Tensor) -> Tensor:
         return z if self.origin is None else self.origin + z
 
+    @cached_property
+    def lower(self) -> Tensor:
+        """Lower ends of the ranges (n,)."""
+        return self.layout.fill(tuple(low for low, _ in self.ranges), self.drive.real)
+
+    @cached_property
+    def upper(self) -> Tensor:
+        """Upper ends of the ranges (n,)."""
+        return self.layout.fill(tuple(high for _, high in self.ranges), self.drive.real)
+
     def readout(self, z: Tensor) -> Tensor:
         """The output units, (B, C)."""
-        return self.layout.output(self.state(z))
+        output = self.layout.output(z)
+        return output if self.origin is None else self.layout.output(self.origin) + output
 
     def flow(self, z: Tensor) -> Tensor:
         """ds/dt = clamp(s + F) - s, unit time constants: relaxation towards the box-constrained minimum.

@@ -32,13 +32,18 @@ class Cost(ABC):
                     f"class {target.min().item()} or {target.max().item()} is none of 0 to {classes - 1}; "
                     "check the labels, or give the circuit an output per class"
                 )
-            return F.one_hot(target.long(), classes).to(output)
+            indices = target.to(output.device)[:, None]
+            return self._of_classes(indices == torch.arange(classes, device=output.device), output)
         if target.shape != output.shape:
             raise ValueError(
                 f"target of shape {tuple(target.shape)} and type {target.dtype} for an output of shape "
                 f"{tuple(output.shape)}; give int64 class indices (B,) or floats of the output's shape"
             )
         return target.to(output)
+
+    def _of_classes(self, is_class: Tensor, output: Tensor) -> Tensor:
+        """The target of a known class, from booleans (B, C)."""
+        return is_class.to(output)
 
     @abstractmethod
     def value(self, output: Tensor, target: Tensor) -> Tensor:
@@ -82,10 +87,8 @@ class CrossEntropy(Cost):
     curvature = 0.5
     gentle = 0.3  # |beta| up to which a step of the fixed-point iteration shrinks the error enough
 
-    def target(self, target: Tensor, output: Tensor) -> Tensor:
-        """A distribution (B, C); of class indices as booleans."""
-        checked = super().target(target, output)
-        return checked if target.shape == output.shape else checked.real.bool()
+    def _of_classes(self, is_class: Tensor, output: Tensor) -> Tensor:
+        return is_class
 
     def value(self, output: Tensor, target: Tensor) -> Tensor:
         return -(target * _log_softmax(output)).sum(1)

@@ -44,11 +44,7 @@ class FeedforwardSystem(System):
         self.fixed: tuple[Tapes, Tensor] = self.blocks[0].run(x, skipped)
         held = [plan.phi if circuit.constrain else None for plan in circuit.plans]
         ranges = [(-math.inf, math.inf) if phi is None else (phi.lower, phi.upper) for phi in held]
-        drive = self.fixed[1].flatten(1)
-        lower, upper = (layout.fill(ends, drive.real) for ends in zip(*ranges, strict=True))
-        is_held = any(math.isfinite(end) for ends in ranges for end in ends)
-        super().__init__(layout, drive, lower, upper, is_held)
-        self.ranges = ranges
+        super().__init__(layout, self.fixed[1].flatten(1), ranges)
         # Around a free state the tapes are the free ones, and a prediction counts from its free value.
         self.settled: list[Tapes] | None = None
         self.walls = self._walls()
@@ -226,11 +222,11 @@ class FeedforwardSystem(System):
         ]
         tapes, errors = self._errors(z)
         predictions = [s - e for s, e in zip(self._views(z), errors, strict=True)]
+        rooms = [self._room(i, f) for i, f in enumerate(predictions)]
         output = self._relax(predictions[-1], errors[-1])
         while True:
-            rooms = [self._room(i, f) for i, f in enumerate(predictions)]
             pulls = self._pull_down(tapes, output, lambda i, pull, rooms=rooms: _held(pull, rooms[i]))
-            tapes, predictions, errors = self._push_up(pulls)
+            tapes, predictions, rooms, errors = self._push_up(pulls)
             z = _flat([f + e for f, e in zip(predictions, errors, strict=True)])
             self._keep(z, tapes, errors)
             target = self._relax(predictions[-1], errors[-1])
@@ -239,12 +235,13 @@ class FeedforwardSystem(System):
             output = output + patience.damping * (proposal - output)
             if patience.count == patience.window:
                 bends |= {i: UnitSecant() for i in smooth}
-            tapes, predictions = list(tapes), list(predictions)
+            tapes = list(tapes)  # those of z are kept as they are
             for i, bend in bends.items():
                 seen = self.blocks[i].bend(tapes[i])
                 at = bend.next(seen, patience.damping)
                 change = torch.maximum(change, (at - seen).flatten(1).abs().amax(1))
-                tapes[i], predictions[i] = self.blocks[i].bent(tapes[i], at)
+                tapes[i], f = self.blocks[i].bent(tapes[i], at)
+                rooms[i] = self._room(i, f)
             patience.observe(change)
             yield z, change
 
@@ -262,16 +259,17 @@ class FeedforwardSystem(System):
             layers.append(f)
         return tapes, layers
 
-    def _push_up(self, pulls: Sequence[Tensor]) -> tuple[list[Tapes], list[Tensor], list[Tensor]]:
-        """Tapes, predictions and errors with those errors injected, bottom to top, each held in its range."""
-        tapes, predictions, errors, layers = [], [], [], []
+    def _push_up(self, pulls: Sequence[Tensor]) -> tuple[list[Tapes], list[Tensor], list, list[Tensor]]:
+        """Tapes, predictions, rooms and errors with those errors injected, bottom to top, each held in its range."""
+        tapes, predictions, rooms, errors, layers = [], [], [], [], []
         for i, pull in enumerate(pulls):
             tape, f = self._predict(i, layers)
             tapes.append(tape)
             predictions.append(f)
-            errors.append(_held(pull, self._room(i, f)))
+            rooms.append(self._room(i, f))
+            errors.append(_held(pull, rooms[i]))
             layers.append(f + errors[i])
-        return tapes, predictions, errors
+        return tapes, predictions, rooms, errors
 
     # -- gradient ---------------------------------------------------------------------------------
 

@@ -95,10 +95,7 @@ class HopfieldSystem(System):
         self.weights, biases = circuit.in_order(params)
         drive = nn.functional.linear(x, self.weights[0], biases[0])
         layout, hidden = circuit.layout, len(circuit.layout.sizes) - 1
-        lower = layout.fill((circuit.box[0],) * hidden + (-math.inf,), drive)
-        upper = layout.fill((circuit.box[1],) * hidden + (math.inf,), drive)
-        is_held = hidden > 0 and any(map(math.isfinite, circuit.box))
-        super().__init__(layout, drive, lower, upper, is_held)
+        super().__init__(layout, drive, [circuit.box] * hidden + [(-math.inf, math.inf)])
         self.x = x
         # What every layer feels besides its neighbours' coordinates: drive and biases; around a free
         # state only what holds its saturated units against the wall.

@@ -160,6 +160,8 @@ class FullConfig(TunedOptions):
     """Samples per step in place of a row's own."""
     gamma: float | None = None
     """Bound on singular values in place of a row's own."""
+    smoothing: float | None = None
+    """Share of the label spread over all classes, in [0, 1), in place of a row's own."""
     activation: str | None = None
     """Hidden activation in place of a row's own: relu, softplus, gelu, tanh, sigmoid."""
 
@@ -170,12 +172,14 @@ class FullConfig(TunedOptions):
                 raise ValueError(f"{name} = {getattr(self, name)}; choose at least 1")
         if self.gamma is not None:
             SpectralConstraint.regulariser(self.gamma)  # raises where it is out of range, as the next line
+        if self.smoothing is not None and not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing = {self.smoothing}; choose 0 <= smoothing < 1, such as 0.05")
         if self.activation is not None:
             activation(self.activation)
 
     def table(self) -> dict[str, Row]:
         """The rows to compute, with what overrides them."""
-        overrides = ("epochs", "batch_size", "gamma")
+        overrides = ("epochs", "batch_size", "gamma", "smoothing")
         given = {name: getattr(self, name) for name in overrides if getattr(self, name) is not None}
         rows = {name: replace(row, **given) for name, row in self.chosen(ROWS).items()}
         if self.activation is not None:

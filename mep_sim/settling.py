@@ -7,6 +7,7 @@ What does not get there within the budget is reported as not converged.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -114,16 +115,16 @@ def settle(
 def _sweep(system: System, z: Tensor, solver: Sweep) -> Equilibrium:
     # on a GPU a look at the result stalls the queue: look less often there
     look_every = 4 if z.is_cuda else 1
-    for count, (z, change) in enumerate(system.sweeps(z), start=1):  # noqa: B020
-        if count >= solver.max_sweeps:
-            break
-        if change is None or count % look_every:
-            continue
-        enough = solver.tolerance * system.scale(z)
+    sweeps = system.sweeps(z)
+    for count in itertools.count(1):
+        z, change = next(sweeps)
+        is_last = count >= solver.max_sweeps
+        looks = change is not None and count % look_every == 0
         # the change is an estimate: the force that is left decides
-        if bool((change <= enough).all()) and bool((system.residual(z) <= enough).all()):
-            break
-    return _report(system, z, solver, count, torch.zeros(len(z), device=z.device))
+        if is_last or (looks and bool((change <= solver.tolerance * system.scale(z)).all())):
+            at = _report(system, z, solver, count, torch.zeros(len(z), device=z.device))
+            if is_last or bool(at.converged.all()):
+                return at
 
 
 def _integrate(system: System, z: Tensor, solver: ODE, save_at: Tensor | None) -> Equilibrium:

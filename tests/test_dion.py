@@ -51,7 +51,7 @@ def test_what_dion_does_not_keep_is_carried_in_full(seed, mu, rank, shape):
     for g in gradients(shape, 3, seed):
         m = feedback.signal(g, state)
         direction, kept = update.direction(m, state, g)
-        feedback.keep(g, kept, state)
+        feedback.keep(m, kept, state)
         projector = torch.linalg.svd(direction, full_matrices=False).U[:, :rank]
         projector = projector @ projector.T
         assert torch.allclose(kept, projector @ m, rtol=0, atol=1e-6 * m.norm())

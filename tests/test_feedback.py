@@ -35,7 +35,7 @@ def test_the_carry_is_the_sum_of_what_was_not_kept(seed, beta, share):
         decay = 1 - (1 - beta) * share
         expected = sum(decay ** (t - k) * past for k, past in enumerate(history[: t + 1]))
         assert torch.allclose(b, expected, rtol=1e-10, atol=1e-12)
-        feedback.keep(g, share * b, state)
+        feedback.keep(b, share * b, state)
 
 
 def test_without_feedback_nothing_is_carried():

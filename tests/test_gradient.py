@@ -19,7 +19,7 @@ from mep_sim.optimizers import (
     LocalEPGradient,
     NaturalGradient,
 )
-from mep_sim.settling import ODE, Sweep, settle
+from mep_sim.settling import ODE, SettlingError, Sweep, settle
 from tests.conformance import (
     CASES,
     COSTS,
@@ -238,6 +238,11 @@ def test_implicit_gradient_accepts_the_ode_path():
     case = CASES["hopfield-1"]()
     ode, sweep = (case.gradient(ImplicitGradient("mse", s, 1e-11)) for s in (ODE(1e-11), EXACT))
     assert relative(ode, sweep) < 1e-8
+
+
+def test_implicit_gradient_says_that_its_adjoint_did_not_settle():
+    with pytest.raises(SettlingError, match="in 3 iterations"):
+        CASES["hopfield-2"]().gradient(ImplicitGradient("mse", EXACT, max_iterations=3))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -264,6 +264,7 @@ def test_held_out_images_are_not_trained_on():
         ({"epochs": 0}, "at least 1"),
         ({"batch_size": 0}, "at least 1"),
         ({"gamma": 0.5}, "gamma >= 1"),
+        ({"smoothing": 1.0}, "0 <= smoothing < 1"),
         ({"activation": "swish"}, "unknown activation"),
     ],
 )

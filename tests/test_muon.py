@@ -149,7 +149,7 @@ def test_the_carry_is_torchs_momentum_up_to_scale(seed, mu):
     for g in gradients((4, 3), 5, seed):
         momentum.lerp_(g, 1 - mu)
         b = feedback.signal(g, state)
-        feedback.keep(g, b, state)
+        feedback.keep(b, b, state)
         assert torch.allclose((1 - mu) * b, momentum, rtol=1e-10, atol=1e-12)
         assert torch.allclose(state["carry"], mu * b, rtol=1e-10, atol=1e-12)
 

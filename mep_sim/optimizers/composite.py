@@ -174,8 +174,9 @@ class CompositeOptimizer(torch.optim.Optimizer):
             if rule.has_own_memory:
                 direction, _ = rule.direction(p.grad, state, p)
             else:
-                direction, kept = rule.direction(self.feedback.signal(p.grad, state), state, p)
-                self.feedback.keep(p.grad, kept, state)
+                signal = self.feedback.signal(p.grad, state)
+                direction, kept = rule.direction(signal, state, p)
+                self.feedback.keep(signal, kept, state)
             proposed[name] = torch.sub(p, direction, alpha=lr)
         return proposed
 

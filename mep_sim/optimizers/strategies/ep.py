@@ -45,10 +45,10 @@ class EPGradient(GradientStrategy):
     -beta by the toss of a coin each step: O(beta^2) in the mean, for the price of one_sided; `seed` and the
     caller's memory determine the tosses), or "one_sweep", a single top-down sweep from the free state that
     equals backprop on the feedforward energy and is no equilibrium. solver: how to settle; its tolerance is
-    the free phase's, over the state. nudged_tolerance: residual over the nudge. independent_reads: read the
-    weights again for every phase, so that their read noise differs; else one read serves all. settle_steps:
-    that many Euler steps at most, in place of `solver`; settle_lr: their length in time constants, 0.15
-    unless given.
+    the free phase's, over the state. nudged_tolerance: residual over the nudge, as `System.scale` counts it.
+    independent_reads: read the weights again for every phase, so that their read noise differs; else one read
+    serves all. settle_steps: that many Euler steps at most, in place of `solver`; settle_lr: their length in time
+    constants, 0.15 unless given.
     """
 
     known_phases: ClassVar[tuple[str, ...]] = ("one_sided", "centred", "random_sign", "one_sweep")

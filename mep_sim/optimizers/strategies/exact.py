@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuits import EnergyCircuit, FeedforwardCircuit, Params, cost
 from mep_sim.optimizers.strategies.gradient import Estimate, GradientStrategy
-from mep_sim.settling import Solver, Sweep, settle
+from mep_sim.settling import SettlingError, Solver, Sweep, settle
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class ImplicitGradient(GradientStrategy):
     """The exact gradient at a free equilibrium, by the implicit function theorem: EP's limit at beta -> 0.
 
     With flow(s*) = 0, dC/dtheta = lambda' dflow/dtheta where J' lambda = -dC/ds and J = dflow/ds (Bai et
-    al. 2019, theorem 1). The adjoint is relaxed like the state, to `adjoint_tolerance` of its size.
+    al. 2019, theorem 1). The adjoint is relaxed like the state, to `adjoint_tolerance` of its size, in at most
+    `max_iterations`; SettlingError where it does not get there.
     """
 
     solver: Solver = dataclasses.field(default_factory=lambda: Sweep(1e-5))
@@ -82,6 +83,11 @@ class ImplicitGradient(GradientStrategy):
             adjoint = adjoint + step * miss
             if iteration % 8 == 0 and miss.norm() <= self.adjoint_tolerance * adjoint.norm():
                 break
+        else:
+            raise SettlingError(
+                f"the adjoint did not settle to {self.adjoint_tolerance} of its size in {self.max_iterations} "
+                "iterations; raise max_iterations, lower gamma, or see that the free phase settles"
+            )
         gradients = torch.autograd.grad(flow, list(params.values()), adjoint / len(x))
         free_system.observe(free)
         return Estimate(

@@ -19,8 +19,8 @@ class FeedbackStrategy(ABC):
         """What the update sees: the gradient and the carry."""
 
     @abstractmethod
-    def keep(self, gradient: Tensor, kept: Tensor, state: dict) -> None:
-        """Store the new carry, given what the update kept of the signal."""
+    def keep(self, signal: Tensor, kept: Tensor, state: dict) -> None:
+        """Store the new carry, given the signal and what the update kept of it."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class NoFeedback(FeedbackStrategy):
     def signal(self, gradient: Tensor, state: dict) -> Tensor:
         return gradient
 
-    def keep(self, gradient: Tensor, kept: Tensor, state: dict) -> None:
+    def keep(self, signal: Tensor, kept: Tensor, state: dict) -> None:
         pass
 
 
@@ -48,8 +48,8 @@ class ErrorFeedback(FeedbackStrategy):
     def signal(self, gradient: Tensor, state: dict) -> Tensor:
         return gradient + state["carry"] if "carry" in state else gradient
 
-    def keep(self, gradient: Tensor, kept: Tensor, state: dict) -> None:
-        state["carry"] = self.signal(gradient, state) - (1 - self.beta) * kept
+    def keep(self, signal: Tensor, kept: Tensor, state: dict) -> None:
+        state["carry"] = torch.sub(signal, kept, alpha=1 - self.beta)
 
 
 @dataclass(frozen=True)
