@@ -252,8 +252,8 @@ class EnergyCircuit(nn.Module, ABC):
         """The system for this input x (B, ...), so that what x alone decides is computed once."""
 
     @abstractmethod
-    def check_input(self, x: Tensor) -> Tensor:
-        """x as `bind` wants it, or a ValueError that says what the circuit takes."""
+    def check_input(self, x: Tensor, params: Params) -> Tensor:
+        """x as `bind` wants it with these parameters, or a ValueError that says what the circuit takes."""
 
     @abstractmethod
     def inputs_of(self, layer: int) -> tuple[int, ...]:
@@ -282,10 +282,16 @@ class EnergyCircuit(nn.Module, ABC):
         """The circuit's own parameters: what an ideal chip would read."""
         return dict(self.named_parameters())
 
-    def check_dense(self, x: Tensor, features: int) -> Tensor:
-        """x as (B, features) in floating point, or a ValueError."""
-        if x.ndim < 2 or not (x.is_floating_point() or x.is_complex()) or x[0].numel() != features:
+    def check_dense(self, x: Tensor, features: int, params: Params) -> Tensor:
+        """x as (B, features) in the weights' precision, or a ValueError."""
+        dtype = self.dtype(params)
+        if x.ndim < 2 or x.real.dtype != dtype or x.shape[1:].numel() != features or not len(x):
             raise ValueError(
-                f"input of shape {tuple(x.shape)} and type {x.dtype}; this circuit takes floats (B, {features})"
+                f"input of shape {tuple(x.shape)} and type {x.dtype}; this circuit takes floats (B, {features}) of "
+                f"type {dtype}, B >= 1"
             )
         return x.flatten(1)
+
+    def dtype(self, params: Params) -> torch.dtype:
+        """Of the weights among these parameters; of complex ones, that of their parts."""
+        return params[self.weights[0]].real.dtype

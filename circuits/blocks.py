@@ -75,6 +75,8 @@ class Site:
     def complaint(self) -> str | None:
         """Why this module cannot be part of an energy, and what to do; None where it can."""
         m = self.module
+        if isinstance(getattr(m, "weight", None), Tensor) and "weight" not in m._parameters:
+            return "computes its weight from others (pruning, weight_norm); make that permanent first"
         if isinstance(m, nn.Conv2d) and (m.padding_mode != "zeros" or isinstance(m.padding, str)):
             return f"pads by {m.padding_mode}, {m.padding}; use zero padding of a given width"
         if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) and not m.track_running_stats:

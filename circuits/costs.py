@@ -27,14 +27,14 @@ class Cost(ABC):
             if len(target) != batch:
                 raise ValueError(f"{len(target)} targets for {batch} inputs; give one class index per input")
             # a look at the values would stall a GPU's queue
-            if not target.is_cuda and bool(((target < 0) | (target >= classes)).any()):
+            if not target.is_cuda and len(wrong := target[(target < 0) | (target >= classes)]):
                 raise ValueError(
-                    f"class {target.min().item()} or {target.max().item()} is none of 0 to {classes - 1}; "
-                    "check the labels, or give the circuit an output per class"
+                    f"class {wrong[0].item()} is none of 0 to {classes - 1}; check the labels, or give the circuit an "
+                    "output per class"
                 )
             indices = target.to(output.device)[:, None]
             return self._of_classes(indices == torch.arange(classes, device=output.device), output)
-        if target.shape != output.shape:
+        if target.shape != output.shape or target.is_complex():
             raise ValueError(
                 f"target of shape {tuple(target.shape)} and type {target.dtype} for an output of shape "
                 f"{tuple(output.shape)}; give int64 class indices (B,) or floats of the output's shape"
@@ -86,6 +86,19 @@ class CrossEntropy(Cost):
 
     curvature = 0.5
     gentle = 0.3  # |beta| up to which a step of the fixed-point iteration shrinks the error enough
+
+    def target(self, target: Tensor, output: Tensor) -> Tensor:
+        """A distribution over classes (B, C); booleans where the class is known."""
+        checked = super().target(target, output)
+        if target.shape == output.shape and not target.is_cuda:
+            wrong = target[((target.sum(1) - 1).abs() > 1e-3) | (target < 0).any(1)]
+            if len(wrong):
+                row = ", ".join(f"{share:.3g}" for share in wrong[0][:4].tolist())
+                raise ValueError(
+                    f"the target [{row}{', ..' * (wrong.shape[1] > 4)}] is no distribution over classes; for values "
+                    "to fit use loss_type = 'mse'"
+                )
+        return checked
 
     def _of_classes(self, is_class: Tensor, output: Tensor) -> Tensor:
         return is_class

@@ -51,7 +51,7 @@ class FeedforwardCircuit(EnergyCircuit):
         if input_shape is not None:
             dtype = torch.int64 if isinstance(first, nn.Embedding) else next(self.parameters()).dtype
             like = next(self.parameters()).new_zeros((1, *input_shape), dtype=dtype)
-            self._layout, _ = self._measure(self.check_input(like))
+            self._layout, _ = self._measure(self.check_input(like, self.params()))
 
     @classmethod
     def from_sequential(cls, model: nn.Sequential, constrain: bool = True, **options) -> FeedforwardCircuit:
@@ -95,25 +95,27 @@ class FeedforwardCircuit(EnergyCircuit):
             )
         return self._layout
 
-    def check_input(self, x: Tensor) -> Tensor:
+    def check_input(self, x: Tensor, params: Params) -> Tensor:
         """x as the model takes it, or a ValueError. A model that begins with a Linear layer takes any (B, ...)
         of as many numbers."""
         if self.features is not None:
-            return self.check_dense(x, self.features)
+            return self.check_dense(x, self.features, params)
         m, problem = self._first.module, None
         if isinstance(m, nn.Embedding):
             if x.ndim < 2 or x.dtype not in (torch.int64, torch.int32):
-                problem = "integer indices (B, ...)"
+                problem = "integer indices (B, length)"
             elif not x.is_cuda and x.numel() and not 0 <= int(x.min()) <= int(x.max()) < m.num_embeddings:
                 problem = f"indices from 0 to {m.num_embeddings - 1}"
-        elif not (x.is_floating_point() or x.is_complex()) or x.ndim < 2:
-            problem = "floats (B, ...)"
+        elif x.real.dtype != self.dtype(params) or x.ndim < 2:
+            problem = f"floats (B, ...) of type {self.dtype(params)}"
         elif isinstance(m, nn.Conv2d) and (x.ndim != 4 or x.shape[1] != m.in_channels):
             problem = f"images (B, {m.in_channels}, H, W)"
         elif (
             isinstance(m, nn.BatchNorm2d | nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d) and x.ndim != 4
         ):
             problem = "images (B, C, H, W)"
+        if not len(x):
+            problem = "batches of at least one sample"
         if problem is not None:
             raise ValueError(
                 f"input of shape {tuple(x.shape)} and type {x.dtype}; this circuit takes {problem}"
@@ -154,7 +156,7 @@ class FeedforwardCircuit(EnergyCircuit):
 
     def bind(self, params: Params, x: Tensor) -> FeedforwardSystem:
         """The system at x (B, ...); `params` may hold dropout masks, else they are drawn where there are any."""
-        x = self.check_input(x)
+        x = self.check_input(x, params)
         layout, masked = self._measure(x.real if x.is_complex() else x)
         self._layout = layout
         missing = [name for name in masked if name not in params]

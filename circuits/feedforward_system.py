@@ -124,7 +124,7 @@ class FeedforwardSystem(System):
     def _keep(self, z: Tensor, tapes: list[Tapes], errors: list[Tensor] | None) -> None:
         """Remember these of z; None are errors of exactly zero. Sweeps hold errors as numbers of their own: in a
         deep net the difference of a state and its prediction would leave little of them."""
-        if not torch.is_grad_enabled():
+        if not (torch.is_grad_enabled() or z.is_inference()):
             self._last = (z, z._version, tapes, errors)
 
     def _knows(self, z: Tensor) -> bool:

@@ -54,10 +54,10 @@ class HopfieldCircuit(EnergyCircuit):
         self.biases = tuple(f"layers.{i}.bias" for i in range(len(self.layers)))
 
     def bind(self, params: Params, x: Tensor) -> HopfieldSystem:
-        return HopfieldSystem(self, params, self.check_input(x))
+        return HopfieldSystem(self, params, self.check_input(x, params))
 
-    def check_input(self, x: Tensor) -> Tensor:
-        return self.check_dense(x, self.features)
+    def check_input(self, x: Tensor, params: Params) -> Tensor:
+        return self.check_dense(x, self.features, params)
 
     def in_order(self, params: Params) -> tuple[list[Tensor], list[Tensor]]:
         """Weights and biases of `params` in layer order."""

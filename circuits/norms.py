@@ -33,6 +33,8 @@ def chain_bound(norms: np.ndarray, last: float = 0.0) -> float:
 def spectral_norm(weight: Tensor) -> float:
     """The largest singular value, exactly, from the smaller Gram matrix; inf where an entry is not finite."""
     w = weight.detach()
+    if w.dtype.itemsize < 4:  # LAPACK has no decompositions in half precision
+        w = w.float()
     gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
     if not torch.isfinite(gram.sum()):
         return math.inf

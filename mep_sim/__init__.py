@@ -1,9 +1,8 @@
 """mep-sim: energy circuits that learn by Equilibrium Propagation, on simulated analog hardware."""
 
-from mep_sim.advice import EPWarning
 from mep_sim.monitor import EPMonitor
 from mep_sim.presets import eqprop, local_ep, muon_backprop, natural_ep, sdmep, smep
-from mep_sim.settling import ODE, SettlingError, Sweep, settle
+from mep_sim.settling import ODE, EPWarning, SettlingError, Sweep, settle
 
 __all__ = [
     "ODE",

@@ -14,10 +14,6 @@ from mep_sim.settling import ODE
 RESOLVED = 8  # eps: what is left of a force when its parts, of size 1, cancel as well as they can
 
 
-class EPWarning(UserWarning):
-    """Gradients may not be what Equilibrium Propagation promises; the message says why and what to do."""
-
-
 def unsettled(metrics: EpochMetrics, optimizer: CompositeOptimizer) -> str:
     """Too few samples settled."""
     shares = f"free {metrics.free_settled:.1%}, nudged {metrics.nudged_settled:.1%}"

@@ -26,6 +26,7 @@ from mep_sim.metrics import (
     phases_of,
 )
 from mep_sim.optimizers import CompositeOptimizer, NaturalGradient
+from mep_sim.settling import EPWarning
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,6 +129,10 @@ class EPMonitor:
         """Close the epoch of this optimizer, which trains `model`: the means of its steps, or its last one where none
         was seen; norms and margin of its weights as they are now."""
         self._stop_watching()
+        if not isinstance(optimizer, CompositeOptimizer):
+            raise ValueError(
+                f"end_epoch got a {type(optimizer).__name__}; it watches mep_sim's optimizers only"
+            )
         if not self._seen.get(optimizer, _Epoch()).steps:
             self.observe(optimizer)
         if set(model.parameters()) != set(optimizer.circuit.parameters()):
@@ -161,7 +166,7 @@ class EPMonitor:
     def _warn(self, applies: bool, words: Callable[..., str], *about: object) -> None:
         if applies and words not in self._advised:
             self._advised.add(words)
-            warnings.warn(words(*about), advice.EPWarning, stacklevel=3)
+            warnings.warn(words(*about), EPWarning, stacklevel=3)
 
     # -- all epochs ---------------------------------------------------------------------------------
 

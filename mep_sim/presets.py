@@ -207,7 +207,7 @@ def _compose(
     settings: EPSettings,
 ) -> CompositeOptimizer:
     if unknown := settings.keys() - EPSettings.__annotations__.keys():
-        raise TypeError(f"no preset has a setting {', '.join(sorted(unknown))}; see help(EPSettings)")
+        raise TypeError(f"this preset has no setting {', '.join(sorted(unknown))}; see its help()")
     options = {name: settings.pop(name) for name in ("chip", "clip_norm") if name in settings}
     phases = settings.keys() - Settings.__annotations__.keys()
     if gradient is BackpropGradient and phases:

@@ -22,6 +22,10 @@ class SettlingError(RuntimeError):
     """The dynamics diverged: there is no equilibrium to report."""
 
 
+class EPWarning(UserWarning):
+    """Gradients may not be what Equilibrium Propagation promises; the message says why and what to do."""
+
+
 # Explicit Runge-Kutta methods of torchdiffeq and where their stability region ends on the negative
 # real axis (a gradient flow has a real spectrum). adaptive_heun and fehlberg2 start a step from the force
 # at their last predictor, not at the state itself, and are stable on half of what their formulas are.

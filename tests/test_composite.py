@@ -215,7 +215,7 @@ def test_clipping_bounds_the_norm_over_all_parameters(mode):
 def test_zero_grad_and_parameters_without_a_gradient():
     model, (x, y) = network(), toy()
     optimizer = CompositeOptimizer(model.parameters(), lr=0.1, model=model)
-    optimizer.step(x=x, target=y)
+    optimizer.compute_gradient(x, y)
     assert all(p.grad is not None for p in model.parameters())
     optimizer.zero_grad()
     assert all(p.grad is None for p in model.parameters())
@@ -249,7 +249,7 @@ def test_parameter_groups_have_their_own_learning_rate():
     optimizer = CompositeOptimizer(groups, lr=0.1, model=model)
     optimizer.step(x=x, target=y)
     for layer, lr in ((0, 0.3), (2, 0.1)):
-        step = before[layer].weight - lr * model[layer].weight.grad
+        step = before[layer].weight - lr * optimizer.estimate.gradient[f"model.{layer}.weight"]
         assert torch.allclose(model[layer].weight, step, rtol=0, atol=1e-7)
 
 
@@ -260,8 +260,9 @@ def test_parameter_groups_have_their_own_update():
     optimizer = CompositeOptimizer(model[0].parameters(), lr=0.1, model=model)
     optimizer.add_param_group({"params": model[2].parameters(), "lr": 0.02, "update": AdamUpdate()})
     optimizer.step(x=x, target=y)
-    plain = before[0].weight - 0.1 * model[0].weight.grad
-    adam = before[2].weight - 0.02 * model[2].weight.grad.sign()
+    gradient = optimizer.estimate.gradient
+    plain = before[0].weight - 0.1 * gradient["model.0.weight"]
+    adam = before[2].weight - 0.02 * gradient["model.2.weight"].sign()
     assert torch.allclose(model[0].weight, plain, rtol=0, atol=1e-7)
     assert torch.allclose(model[2].weight, adam, rtol=0, atol=1e-5)
 
@@ -416,7 +417,7 @@ def test_a_loss_that_is_not_finite_is_refused_before_anything_moves():
     ("group", "message"),
     [
         ({"lr": -1.0}, "lr = -1.0; choose a learning rate > 0"),
-        ({"momentum": 0.9}, "a parameter group sets momentum; it may set lr and update"),
+        ({"momentum": 0.9}, "a parameter group sets momentum; it may set lr, update and role"),
         ({"update": "adam"}, "update = 'adam' of a group; give an UpdateStrategy"),
         ({"params": network().parameters()}, r"\(16, 4\).* are not the model's"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -19,8 +20,8 @@ from mep_sim.optimizers import (
     ConstraintStrategy,
     EPGradient,
     MuonUpdate,
-    NoConstraint,
     NoFeedback,
+    PlainUpdate,
     SpectralConstraint,
     orthogonalise,
 )
@@ -103,16 +104,19 @@ def test_the_optimizer_applies_it():
 
 
 def test_what_is_no_linear_map_of_activity_passes():
-    b, w = 10 * normal((5,)), 10 * normal((5, 4))
-    assert project(SpectralConstraint(0.5), b) is b
-    assert project(NoConstraint(), w) is w
-    circuit = nn.Module()
-    circuit.lookup, circuit.linear = nn.Embedding(5, 4), nn.Linear(4, 5)
-    proposed = {"lookup.weight": w, "linear.weight": w, "linear.bias": b}
-    bounded = SpectralConstraint(0.5).project(proposed, circuit, {})
-    assert bounded["lookup.weight"] is w
-    assert bounded["linear.bias"] is b
-    assert norm(bounded["linear.weight"]) == pytest.approx(0.5, rel=1e-9)
+    """Tables, gains and biases stay to the bit where a step of zero leaves them, and the weights are bounded."""
+    model = nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm([5, 4]), nn.Flatten(), nn.Linear(20, 3)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(10).add_(1)
+    before = copy.deepcopy(model)
+    bounded = CompositeOptimizer(
+        model.parameters(), None, PlainUpdate(), SpectralConstraint(0.5), model=model, lr=1e-300
+    )
+    bounded.step(x=torch.randint(9, (6, 5)), target=torch.arange(6) % 3)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before.get_parameter(name)) == (name != "3.weight"), name
+    assert norm(model[3].weight.detach()) == pytest.approx(0.5, rel=1e-9)
 
 
 @few
@@ -243,7 +247,8 @@ def test_three_layers_have_two_equilibria_under_the_bound_per_layer_and_one_unde
             circuit.get_parameter(name).fill_(0.05)
     params = {name: p.detach() for name, p in circuit.params().items()}
 
-    per_layer = SpectralConstraint.contractive(0.95).project(params, circuit, {})
+    weights = {name: params[name] for name in circuit.weights}
+    per_layer = SpectralConstraint.contractive(0.95).project(weights, circuit, {})
     assert all(torch.equal(per_layer[name], params[name]) for name in circuit.weights[1:])
     states = equilibria(circuit)
     sides = states.mean(1, keepdim=True).sign()
@@ -317,8 +322,19 @@ def test_a_setting_out_of_range_is_named_with_its_range(constraint, settings_, m
 
 
 def test_a_kernel_of_another_dimension_is_refused():
-    with pytest.raises(ValueError, match=r"w of shape \(2, 2, 3\) is neither a matrix nor a Conv2d kernel"):
-        project(SpectralConstraint(), torch.ones(2, 2, 3))
+    kernel = nn.Parameter(torch.ones(2, 2, 3, 3, 3))
+    with pytest.raises(
+        ValueError, match=r"param-0 of shape \(2, 2, 3, 3, 3\) is neither a matrix nor a kernel"
+    ):
+        CompositeOptimizer([kernel], constraint=SpectralConstraint())
+    CompositeOptimizer([{"params": [kernel], "role": "vector"}], constraint=SpectralConstraint())
+
+
+def test_a_kernel_of_one_dimension_is_bounded_as_a_row_of_pixels():
+    w = 3 * normal((4, 3, 5))
+    bounded = project(SpectralConstraint(0.5), w)
+    assert torch.equal(bounded, project(SpectralConstraint(0.5), w.unsqueeze(2)).squeeze(2))
+    assert conv_norm(bounded.unsqueeze(2)) == pytest.approx(0.5, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ def test_fixed_euler_steps_are_counted_and_reported_unsettled():
     estimate = EPGradient(settle_steps=7, settle_lr=0.2).estimate(
         case.circuit, case.params, case.x, case.labels
     )
-    assert estimate.free.evaluations == 7
+    assert estimate.free.evaluations == 8
     assert not estimate.free.converged.any()
 
 

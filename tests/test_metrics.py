@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from circuits import FeedforwardCircuit, HopfieldCircuit
 from mep_sim import EPMonitor, Sweep
-from mep_sim.advice import EPWarning
 from mep_sim.metrics import cosine_of, margin_of, norms_of, phases_of
 from mep_sim.monitor import StepMetrics, metrics_of
 from mep_sim.optimizers import (
@@ -28,7 +27,7 @@ from mep_sim.optimizers import (
     ImplicitGradient,
     NaturalGradient,
 )
-from mep_sim.settling import ODE
+from mep_sim.settling import ODE, EPWarning
 from tests.device_conformance import generator
 from tests.monitored import Turned, batch, epoch_of, estimated, feedforward, hopfield, optimizer_of
 
@@ -73,8 +72,8 @@ def test_a_sample_is_settled_only_if_all_its_phases_are():
 
 def test_euler_steps_are_counted_and_timed():
     m = metrics(feedforward(), EPGradient(settle_steps=15, settle_lr=0.1))
-    assert m.evaluations == 15
-    assert m.time == pytest.approx(14 * 0.1, rel=1e-5)  # 15 evaluations see the state at 0, ..., 14 steps
+    assert m.evaluations == 16
+    assert m.time == pytest.approx(15 * 0.1, rel=1e-5)  # 16 evaluations see the state at 0, ..., 15 steps
 
 
 def test_backprop_has_no_phases_to_settle():

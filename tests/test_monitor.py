@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optimizer_module
 
 from mep_sim import EPMonitor, smep
-from mep_sim.advice import EPWarning
 from mep_sim.metrics import Cosine, EpochMetrics, margin_of
 from mep_sim.monitor import metrics_of
 from mep_sim.optimizers import BackpropGradient, CompositeOptimizer, EPGradient, ImplicitGradient
+from mep_sim.settling import EPWarning
 from tests.monitored import batch, epoch_of, estimated, feedforward, hopfield, optimizer_of
 
 

@@ -283,20 +283,20 @@ def test_a_solver_of_ones_own(make, model):
 
 def test_settle_steps_are_euler_steps_of_settle_lr():
     gradient = EPGradient(settle_steps=15, settle_lr=0.1)
-    assert gradient.solver == ODE(method="euler", step=0.1, max_evaluations=15)
+    assert gradient.solver == ODE(1e-5, "euler", 0.1, max_evaluations=16)
     assert EPGradient(settle_steps=15).solver.step == SETTLE_LR == 0.15
 
 
-@pytest.mark.parametrize(("steps", "lr"), [(3, 0.1), (15, 0.1), (15, 0.15)])
+@pytest.mark.parametrize(("steps", "lr"), [(1, 0.5), (3, 0.1), (15, 0.1), (15, 0.15)])
 def test_they_take_so_many_steps_and_no_more(model, batch, steps, lr):
-    """One linear layer relaxes by (1 - lr) a step: what is left of the output after `steps - 1` of them, the
-    last evaluation being the look at where it got to."""
+    """One linear layer relaxes by (1 - lr) a step: what is left of the output after `steps` of them; the last
+    evaluation is the look at where it got to."""
     linear = nn.Sequential(nn.Linear(784, 10))
     x, y = batch
     optimizer = smep(linear.parameters(), model=linear, settle_steps=steps, settle_lr=lr)
     estimate = optimizer.compute_gradient(x, y)
-    assert estimate.free.evaluations == steps
-    assert torch.allclose(estimate.output, (1 - (1 - lr) ** (steps - 1)) * linear(x), rtol=1e-4, atol=1e-5)
+    assert estimate.free.evaluations == steps + 1
+    assert torch.allclose(estimate.output, (1 - (1 - lr) ** steps) * linear(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -304,9 +304,11 @@ def test_they_take_so_many_steps_and_no_more(model, batch, steps, lr):
     [
         ({"settle_lr": 0.1}, "settle_lr = 0.1 without a number of steps; give settle_steps too"),
         ({"settle_steps": 15, "settle_lr": -0.1}, "step = -0.1 time constants; choose a step > 0"),
-        ({"settle_steps": 0}, "max_evaluations = 0; allow at least 1"),
+        ({"settle_steps": 0}, "settle_steps = 0; choose a whole number of 1 or more"),
+        ({"settle_steps": 2.5}, "settle_steps = 2.5; choose a whole number"),
         ({"settle_steps": 15, "solver": ODE()}, r"settle_steps = 15 replaces solver = ODE\(.*give one"),
-        ({"beta": 0.0}, "beta = 0.0; choose a finite beta > 0, such as 0.1"),
+        ({"beta": 0.0}, "beta = 0.0; choose a finite beta > 0"),
+        ({"beta": 1e-40}, r"beta = 1e-40; choose a finite beta > 0 \(at least 1e-30\)"),
         ({"phases": "three"}, "unknown phases 'three' of EPGradient; choose one of one_sided, centred"),
         ({"loss_type": "hinge"}, "unknown cost 'hinge'; choose one of cross_entropy, mse"),
         ({"gamma": -1.0}, "gamma = -1.0; choose gamma > 0"),
@@ -321,5 +323,5 @@ def test_a_setting_out_of_range_is_named_with_its_range(make, options, message, 
 
 @pytest.mark.parametrize("make", [*BY_EP, muon_backprop])
 def test_a_keyword_that_does_not_exist_is_refused(make, model):
-    with pytest.raises(TypeError, match=r"no preset has a setting nudge; see help\(EPSettings\)"):
+    with pytest.raises(TypeError, match=r"this preset has no setting nudge; see its help\(\)"):
         make(model.parameters(), model=model, nudge=0.1)

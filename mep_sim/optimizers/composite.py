@@ -19,19 +19,20 @@ from mep_sim.optimizers.strategies.feedback import (
     WriteResidual,
 )
 from mep_sim.optimizers.strategies.gradient import Estimate, GradientStrategy
-from mep_sim.optimizers.strategies.update import PlainUpdate, UpdateStrategy
+from mep_sim.optimizers.strategies.update import ROLES, PlainUpdate, UpdateStrategy, check_choice
 
-GROUP_OPTIONS = {"params", "param_names", "lr", "initial_lr", "update"}
+GROUP_OPTIONS = {"params", "param_names", "lr", "initial_lr", "update", "role"}
 
 
 class CompositeOptimizer(torch.optim.Optimizer):
     """One training step, composed of strategies.
 
-    The gradient, however estimated, is handed over in `.grad`: so `optimizer.step(x=x, target=y)` learns by
-    EP, and `loss.backward(); optimizer.step()` uses the same update on a gradient of one's own. With a
-    `chip`, what reaches a weight on the array is what its pulses write; `write_feedback` sees to the rest.
+    `optimizer.step(x=x, target=y)` learns by EP, and `loss.backward(); optimizer.step()` uses the same update on a
+    gradient of one's own in `.grad`. With a `chip`, what reaches a weight on the array is what its pulses write;
+    `write_feedback` sees to the rest.
 
-    params: parameters, or groups of them, each with an `lr` and an `update` of its own if it likes. lr > 0.
+    params: parameters, or groups of them, each with an `lr` and an `update` of its own if it likes, and a `role` where
+    there is no model to tell it (see `role`): "embedding" for the tables of `loss.backward()` training. lr > 0.
     model: the circuit, or an nn.Sequential to make a FeedforwardCircuit of; needed for step(x=, target=).
     clip_norm: the largest norm of the gradient over all parameters, > 0; None leaves it. The last `Estimate` is kept in
     `.estimate`; `state_dict` holds what runs (also `memory`, the gradient strategy's), not the strategies' settings.
@@ -62,17 +63,26 @@ class CompositeOptimizer(torch.optim.Optimizer):
         self.chip = chip
         self.circuit = _circuit_of(model, chip)
         self.constraint.check(self.circuit)
+        is_exact = isinstance(self.gradient, BackpropGradient)
+        if not is_exact and self.circuit is not None:
+            dtype = self.circuit.dtype(self.circuit.params())
+            if dtype.itemsize < 4:
+                raise ValueError(f"EP resolves nothing in {dtype}; use float32 or float64: model.float()")
         self.memory: dict = {}
         self.estimate: Estimate | None = None
         self._updates: list[UpdateStrategy] = []  # of the groups
         self._named: dict[str, nn.Parameter] = {}  # the parameters by the circuit's names
+        self._roles: dict[str, str] = {}
         super().__init__(params, {"lr": lr})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, with options `lr` and `update` where they differ from the optimizer's."""
+        """Add parameters, with options `lr` and `update` where they differ from the optimizer's, and `role`."""
         group = dict(param_group)
         if unknown := group.keys() - GROUP_OPTIONS:
-            raise ValueError(f"a parameter group sets {', '.join(sorted(unknown))}; it may set lr and update")
+            raise ValueError(
+                f"a parameter group sets {', '.join(sorted(unknown))}; it may set lr, update and role"
+            )
+        check_choice("role", group.get("role", "hidden"), ROLES)
         lr, update = group.get("lr", self.defaults["lr"]), group.pop("update", self.update)
         if not lr > 0:
             raise ValueError(f"lr = {lr}; choose a learning rate > 0, such as 0.01")
@@ -80,10 +90,15 @@ class CompositeOptimizer(torch.optim.Optimizer):
             raise ValueError(f"update = {update!r} of a group; give an UpdateStrategy, such as AdamUpdate()")
         super().add_param_group(group)
         try:
-            self._named |= self._names_of(self.param_groups[-1]["params"])
+            named = self._names_of(self.param_groups[-1]["params"])
+            roles = {name: group.get("role") or self._role_of(name, p) for name, p in named.items()}
+            for name in self._matrices(roles):
+                self.constraint.check_weight(name, named[name])
         except ValueError:
             self.param_groups.pop()
             raise
+        self._named |= named
+        self._roles |= roles
         self._updates.append(update)
 
     def _names_of(self, params: list[nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -95,12 +110,23 @@ class CompositeOptimizer(torch.optim.Optimizer):
         return {names[p]: p for p in params}
 
     def role(self, name: str) -> str:
-        """What a parameter is for, one of `strategies.update.ROLES`."""
-        if self._named[name].ndim < 2:
+        """What a parameter is for, one of `strategies.update.ROLES`. Without a model every parameter of two or more
+        dimensions counts as a hidden weight, unless its group says otherwise."""
+        return self._roles[name]
+
+    def _role_of(self, name: str, p: Tensor) -> str:
+        if p.ndim < 2:
             return "vector"
-        if isinstance(module_of(name, self.circuit), nn.Embedding):
-            return "embedding"
-        return "head" if self.circuit is not None and name == self.circuit.weights[-1] else "hidden"
+        if self.circuit is None:
+            return "hidden"
+        if name in self.circuit.weights:
+            return "head" if name == self.circuit.weights[-1] else "hidden"
+        return "embedding" if isinstance(module_of(name, self.circuit), nn.Embedding) else "vector"
+
+    @staticmethod
+    def _matrices(roles: dict[str, str]) -> list[str]:
+        """The parameters that are linear maps: what a constraint is about."""
+        return [name for name, role in roles.items() if role in ("hidden", "head")]
 
     # -- one step -----------------------------------------------------------------------------------
 
@@ -109,6 +135,11 @@ class CompositeOptimizer(torch.optim.Optimizer):
         `step()`."""
         if self.circuit is None:
             raise ValueError("step(x=, target=) needs the network: pass model= when making the optimizer")
+        for name, value in (("x", x), ("target", target)):
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{name} is a {type(value).__name__}; give a torch.Tensor, batch first")
+        if torch.is_inference_mode_enabled():  # its tensors could not be updated later
+            raise ValueError("an optimizer cannot learn in torch.inference_mode(); use torch.no_grad()")
         read = self.circuit.params if self.chip is None else self.chip.read
         self.estimate = self.gradient.estimate(self.circuit, read, x, target, memory=self.memory)
         for name, p in self._named.items():
@@ -123,14 +154,20 @@ class CompositeOptimizer(torch.optim.Optimizer):
         x: Tensor | None = None,
         target: Tensor | None = None,
     ) -> Tensor | None:
-        """Learn from a batch (x, target), or from the gradients already in `.grad`; returns the loss if known."""
+        """Learn from a batch (x, target), or from the gradients already in `.grad`; returns the loss if known.
+
+        A batch leaves no `.grad` behind (its gradient is in `.estimate`): a later backward() would add to it.
+        """
         loss = self._gather(closure, x, target)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._named.values(), self.clip_norm)
         proposed = self._propose()
         states = {name: self.state[self._named[name]] for name in proposed}
-        self._write(self.constraint.project(proposed, self.circuit, states))
-        if x is None and self.chip is not None:
+        weights = {name: proposed[name] for name in self._matrices(self._roles) if name in proposed}
+        self._write(proposed | self.constraint.project(weights, self.circuit, states))
+        if x is not None:
+            self.zero_grad()
+        elif self.chip is not None:
             self.chip.read()  # a forward pass of one's own sees the weights by their last read
         return loss
 
@@ -148,18 +185,32 @@ class CompositeOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         else:
-            known = any(p.grad is not None for p in self._named.values())
-            if not known and not isinstance(self.gradient, BackpropGradient):
-                raise ValueError(
-                    f"{type(self.gradient).__name__} has no batch to learn from: step(x=x, target=y)"
-                )
+            self._check_gradients()
             return None
         value = torch.as_tensor(loss)
         if value.device.type == "cpu" and not value.isfinite():  # a look would stall a GPU's queue
+            self.zero_grad()
             raise ValueError(
                 f"the loss is {value.item()}; lower lr, lower beta or bound the weights (SpectralConstraint)"
             )
+        if closure is not None:
+            self._check_gradients()
         return loss
+
+    def _check_gradients(self) -> None:
+        """That somebody put gradients into `.grad` which can be learnt from, before anything is changed."""
+        gradients = {name: p.grad for name, p in self._named.items() if p.grad is not None}
+        if not gradients and not isinstance(self.gradient, BackpropGradient):
+            raise ValueError(
+                f"{type(self.gradient).__name__} has no batch to learn from: step(x=x, target=y)"
+            )
+        for name, g in gradients.items():
+            if g.is_sparse:
+                raise ValueError(f"the gradient of {name} is sparse; make its Embedding with sparse=False")
+            if g.device.type == "cpu" and not g.sum().isfinite():
+                raise ValueError(
+                    f"the gradient of {name} has NaN or infinite entries; check the data, or lower lr"
+                )
 
     def _propose(self) -> dict[str, Tensor]:
         """Where every parameter with a gradient should go, by name."""
@@ -194,14 +245,23 @@ class CompositeOptimizer(torch.optim.Optimizer):
     # -- saving -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """As of torch, with the gradient strategy's `memory`. Strategies are settings: make the optimizer anew with the
-        same ones, then load."""
-        return {**super().state_dict(), "memory": self.memory}
+        """As of torch, with the gradient strategy's `memory` and the state of the circuit's dropout generator.
+        Strategies are settings: make the optimizer anew with the same ones, then load."""
+        own = {"memory": self.memory}
+        if self._dropout is not None:
+            own["dropout"] = self._dropout.get_state()
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         device = self.param_groups[0]["params"][0].device
         self.memory = {name: _copied(value, device) for name, value in state_dict.get("memory", {}).items()}
+        if self._dropout is not None and "dropout" in state_dict:
+            self._dropout.set_state(state_dict["dropout"].cpu())
+
+    @property
+    def _dropout(self) -> torch.Generator | None:
+        return getattr(self.circuit, "dropout", None)
 
     def __getstate__(self) -> dict[str, Any]:
         # to be copied or pickled: torch's own would leave all but three attributes behind
@@ -215,7 +275,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
             "chip",
             "circuit",
         )
-        running = ("memory", "estimate", "_updates", "_named")
+        running = ("memory", "estimate", "_updates", "_named", "_roles")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in (*own, *running)}}
 
 

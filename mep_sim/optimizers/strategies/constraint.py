@@ -18,14 +18,17 @@ class ConstraintStrategy(ABC):
     def check(self, circuit: EnergyCircuit | None) -> None:
         """ValueError where the constraint means nothing on this circuit; None: parameters without a circuit."""
 
+    def check_weight(self, name: str, weight: Tensor) -> None:
+        """ValueError where the constraint cannot bound a weight of this shape."""
+
     @abstractmethod
     def project(
         self, proposed: dict[str, Tensor], circuit: EnergyCircuit | None, state: Mapping[str, dict]
     ) -> dict[str, Tensor]:
         """Allowed weights near the proposed ones, all of a step at once.
 
-        `proposed` and `state` (running tensors) go by the circuit's names of parameters, or without a circuit
-        by any name.
+        `proposed` holds the linear maps among them; it and `state` (running tensors) go by the circuit's names of
+        parameters, or without a circuit by any name.
         """
 
 
@@ -39,7 +42,7 @@ class NoConstraint(ConstraintStrategy):
 
 @dataclass(frozen=True)
 class SpectralConstraint(ConstraintStrategy):
-    """sigma(W) <= gamma, layer by layer; vectors and embeddings stay as they are. gamma > 0.
+    """sigma(W) <= gamma, layer by layer. gamma > 0.
 
     A matrix becomes the nearest one within the bound: singular values above gamma are set to it. A convolution is
     bounded in its operator norm, not in that of the reshaped kernel, and scaled down to it: clipped exactly it
@@ -77,16 +80,19 @@ class SpectralConstraint(ConstraintStrategy):
     ) -> dict[str, Tensor]:
         return {name: self._bounded(w, name, module_of(name, circuit)) for name, w in proposed.items()}
 
+    def check_weight(self, name: str, weight: Tensor) -> None:
+        if weight.ndim not in (2, 3, 4):
+            raise ValueError(
+                f"{name} of shape {tuple(weight.shape)} is neither a matrix nor a kernel of Conv1d or Conv2d; put it "
+                "into a parameter group with role = 'vector', or use NoConstraint"
+            )
+
     def _bounded(self, weight: Tensor, name: str, module: nn.Module | None) -> Tensor:
-        if weight.ndim < 2 or isinstance(module, nn.Embedding):
-            return weight
+        self.check_weight(name, weight)
         if weight.ndim == 2:
             return clip_singular_values(weight, self.gamma)
-        if weight.ndim != 4:
-            raise ValueError(
-                f"{name} of shape {tuple(weight.shape)} is neither a matrix nor a Conv2d kernel; leave it out of the "
-                "optimizer, or use NoConstraint"
-            )
+        if weight.ndim == 3:  # one row of pixels
+            return self._bounded(weight.unsqueeze(2), name, module).squeeze(2)
         known = isinstance(module, nn.Conv2d)
         norm = (
             conv_norm(weight, module.stride, module.groups, module.dilation) if known else conv_norm(weight)
@@ -105,6 +111,8 @@ def clip_singular_values(weight: Tensor, ceiling: float) -> Tensor:
     Exact, from the eigenvectors of the smaller Gram matrix. A warm power iteration would be cheaper, but Muon raises
     all singular values alike and outruns it: the bound was missed by up to a quarter.
     """
+    if weight.dtype.itemsize < 4:  # LAPACK has no decompositions in half precision
+        return clip_singular_values(weight.float(), ceiling).to(weight.dtype)
     wide = weight if weight.shape[0] <= weight.shape[1] else weight.T
     squares, vectors = torch.linalg.eigh(wide @ wide.T)
     sigma = squares.clamp(min=0).sqrt()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
@@ -16,9 +17,10 @@ from circuits import EnergyCircuit, Equilibrium, FeedforwardCircuit, Params, Sys
 from circuits.costs import Cost
 from mep_sim.optimizers.strategies.auto_beta import AutoBeta
 from mep_sim.optimizers.strategies.gradient import Estimate, GradientStrategy
-from mep_sim.settling import ODE, Solver, Sweep, settle
+from mep_sim.settling import ODE, EPWarning, Solver, Sweep, settle
 
 SETTLE_LR = 0.15  # length of an Euler step, in time constants
+LEAST_BETA = 1e-30  # below it float32 has no errors left to tell apart
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class EPGradient(GradientStrategy):
     independent_reads: read the weights again for every phase, so that their read noise differs; else one read
     serves all. settle_steps: that many Euler steps at most, in place of `solver`; settle_lr: their length in time
     constants, 0.15 unless given.
+
+    Where fewer than 95 % of a batch settle, an `EPWarning` says so once (not on a GPU, where a look at every step
+    would stall its queue: there an `EPMonitor` does).
     """
 
     known_phases: ClassVar[tuple[str, ...]] = ("one_sided", "centred", "random_sign", "one_sweep")
@@ -67,7 +72,9 @@ class EPGradient(GradientStrategy):
         if self.beta == "auto":
             object.__setattr__(self, "beta", AutoBeta())
         if not (isinstance(self.beta, AutoBeta) or _is_strength(self.beta)):
-            raise ValueError(f"beta = {self.beta}; choose a finite beta > 0, such as 0.1, or 'auto'")
+            raise ValueError(
+                f"beta = {self.beta}; choose a finite beta > 0 (at least {LEAST_BETA:g}), such as 0.1, or 'auto'"
+            )
         if self.phases not in self.known_phases:
             raise ValueError(
                 f"unknown phases {self.phases!r} of {type(self).__name__}; "
@@ -82,8 +89,11 @@ class EPGradient(GradientStrategy):
                 f"settle_lr = {self.settle_lr} without a number of steps; give settle_steps too, such as 15"
             )
         if self.settle_steps is not None:
+            if not (isinstance(self.settle_steps, int) and self.settle_steps >= 1):
+                raise ValueError(f"settle_steps = {self.settle_steps}; choose a whole number of 1 or more")
             step = SETTLE_LR if self.settle_lr is None else self.settle_lr
-            euler = ODE(method="euler", step=step, max_evaluations=self.settle_steps)
+            # one evaluation more than steps: the look at where they got to
+            euler = ODE(1e-5, "euler", step, max_evaluations=self.settle_steps + 1)
             if self.solver not in (Sweep(1e-5), euler):
                 raise ValueError(
                     f"settle_steps = {self.settle_steps} replaces solver = {self.solver}; give one of them"
@@ -101,6 +111,10 @@ class EPGradient(GradientStrategy):
         memory: dict | None = None,
     ) -> Estimate:
         self.check_circuit(circuit)
+        if torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                "EP settles in the parameters' own precision; leave torch.autocast off around it"
+            )
         memory = {} if memory is None else memory
         params = read()
         system = circuit.bind(params, x)
@@ -126,6 +140,7 @@ class EPGradient(GradientStrategy):
             energy = system.energy(free.state)
             gap = self.average([phase.rise(energy).mean() for phase in phases])
             at = tuple(phase.at for phase in phases)
+            self._warn_unsettled(free, *at)
             estimate = Estimate(gradient, loss, output, free, at, gap, phases[0].beta)
         system.observe(free)
         return estimate
@@ -175,6 +190,19 @@ class EPGradient(GradientStrategy):
                 )
         return self.beta
 
+    def _warn_unsettled(self, *phases: Equilibrium) -> None:
+        if phases[0].state.is_cuda:
+            return
+        settled = torch.stack([phase.converged for phase in phases]).all(0)
+        if settled.double().mean() < 0.95:
+            # the same words every time: Python shows a warning once
+            warnings.warn(
+                f"fewer than 95 % of a batch settled (beta = {self.beta}, {self.solver}), so its gradient is not one "
+                "at equilibrium: choose beta = 'auto' or a lower one, allow more steps, or ask an EPMonitor",
+                EPWarning,
+                stacklevel=2,
+            )
+
     def _settle_nudged(self, nudged: System, free: Equilibrium) -> Equilibrium:
         if nudged.origin is not None:
             return settle(nudged, solver=dataclasses.replace(self.solver, tolerance=self.nudged_tolerance))
@@ -189,7 +217,7 @@ class EPGradient(GradientStrategy):
 
 
 def _is_strength(beta: object) -> bool:
-    return isinstance(beta, Real) and beta > 0 and math.isfinite(beta)
+    return isinstance(beta, Real) and beta >= LEAST_BETA and math.isfinite(beta)
 
 
 def _continued(circuit: EnergyCircuit, system: System, params: Params) -> System:

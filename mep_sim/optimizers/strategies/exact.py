@@ -33,9 +33,9 @@ class BackpropGradient(GradientStrategy):
             raise ValueError(
                 f"{type(circuit).__name__} has no forward pass to differentiate; use ImplicitGradient"
             )
-        x = circuit.check_input(x)
         with torch.enable_grad():
             params = {name: p.detach().requires_grad_() for name, p in read().items()}
+            x = circuit.check_input(x, params)
             output = torch.func.functional_call(circuit, params, (x,))
             c = cost(self.loss_type)
             loss = c.value(output, c.target(target, output)).mean()

@@ -45,8 +45,8 @@ class HolomorphicGradient(EPGradient):
             )
         if kinks := circuit.not_analytic():
             raise ValueError(
-                f"holomorphic EP needs an energy that is analytic, which these are not: {', '.join(kinks)}; "
-                "use tanh, sigmoid or softplus, or EPGradient(phases='centred')"
+                "holomorphic EP continues the energy into complex numbers, which is not possible, or not here, for "
+                f"{', '.join(kinks)}; use tanh, sigmoid or softplus, or EPGradient(phases='centred')"
             )
 
     def nudges(self, beta: float, memory: dict) -> tuple[float | complex, ...]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-# What a parameter is for. Head: the weight of the last layer. Vector: all with ndim < 2 (biases, norm affines).
+# What a parameter is for. Head: the weight of the last layer. Vector: biases and gains, whatever their shape.
 ROLES = ("hidden", "head", "embedding", "vector")
 
 
@@ -159,7 +159,7 @@ class FisherUpdate(MomentumUpdate):
 
 
 def is_matrix(parameter: Tensor, role: str) -> bool:
-    """Whether a rule for linear maps fits: matrices and kernels (out, ...), but no table of embeddings."""
+    """Whether a rule for linear maps fits: matrices and kernels (out, ...), but no tables of embeddings, no gains."""
     check_choice("role", role, ROLES)
     return parameter.ndim >= 2 and role not in ("embedding", "vector")
 
@@ -175,8 +175,8 @@ def smallest_norm(x: Tensor) -> float:
 
 @functools.cache
 def log_fallback(rule: str, role: str, fallback: str) -> None:
-    """State on the logger "mep_sim", level INFO, that `rule` hands a role over: once per process, not per step."""
-    logging.getLogger("mep_sim").info("%s leaves %s parameters to %s", rule, role, fallback)
+    """State on the logger "mep_sim" that `rule` hands a role over: once per process, not per step."""
+    logging.getLogger("mep_sim").warning("%s leaves %s parameters to %s", rule, role, fallback)
 
 
 def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
