@@ -52,9 +52,8 @@ class UnitSecant:
         self.x: Tensor | None = None
         self.before: tuple[Tensor, Tensor] | None = None
 
-    def next(self, image: Tensor, damping: Tensor | float = 1.0) -> Tensor:
-        """The next x, given the image of the one before; begins with the first image itself. `damping` shortens
-        the steps of a sample: 1, or (B, 1)."""
+    def next(self, image: Tensor) -> Tensor:
+        """The next x, given the image of the one before; begins with the first image itself."""
         if self.x is None:
             self.x = image
             return image
@@ -63,35 +62,57 @@ class UnitSecant:
             moved = self.x - self.before[0]
             slope = (image - self.before[1]) / torch.where(moved.abs() < 1e-30, 1e-30, moved)
             share = 1 / (1 - slope.real.clamp(-9, 0))
-        if isinstance(damping, Tensor):
-            share = share * damping.view(-1, *(1,) * (image.ndim - 1))
         self.before = (self.x, image)
         self.x = self.x + share * (image - self.x)
         return self.x
 
 
-class Patience:
-    """Damping for samples that get nowhere: 1 at first, and from the second window of sweeps on 0.7 of what
-    it was whenever a sample's least change has not halved since the window before, but 1/16 at least."""
+class Anderson:
+    """Solves x = g(x) for rows x (B, n) by Anderson's method (Walker & Ni 2011, eq. 2.2, damped).
 
-    window = 6
+    It goes to the point of least residual in the affine hull of the last `depth` + 1 points, and from there along the
+    residual by a share of it. A row whose least residual has not halved in a window of steps halves its share, and
+    after the least one begins with the first again: what breaks one cycle may be long steps or short ones.
+    """
+
+    depth = 5
+    window = 16
+    shares = (0.5, 0.125)  # the first and the least
 
     def __init__(self) -> None:
-        self.damping: Tensor | float = 1.0
+        self.points: list[tuple[Tensor, Tensor]] = []  # (x, g(x) - x), the last ones
+        self.share: Tensor | float = self.shares[0]
         self.count = 0
-        self.least: Tensor | None = None
+        self.least: Tensor | None = None  # residual of every row in this window, and in the one before
         self.before: Tensor | None = None
 
-    def observe(self, change: Tensor) -> None:
-        """`change` (B,) of a sweep."""
+    def next(self, x: Tensor, image: Tensor) -> Tensor:
+        """The next x, given one and its image g(x)."""
+        residual = image - x
+        self._watch(residual)
+        self.points = [*self.points[-self.depth :], (x, residual)]
+        if len(self.points) == 1:
+            return x + self.share * residual
+        dx, dr = (torch.stack(values).diff(dim=0).movedim(0, 2) for values in zip(*self.points, strict=True))
+        precise = torch.complex128 if x.is_complex() else torch.float64
+        gram = (dr.mH @ dr).to(precise)
+        size = gram.diagonal(dim1=1, dim2=2).real.sum(1, keepdim=True)
+        # dependent differences share the work; a row that has arrived has none
+        gram = gram + torch.diag_embed((1e-10 * size + 1e-60).expand(gram.shape[:2]))
+        weights = torch.linalg.solve(gram, (dr.mH @ residual[:, :, None]).to(precise)).to(x.dtype)
+        return x - (dx @ weights)[:, :, 0] + self.share * (residual - (dr @ weights)[:, :, 0])
+
+    def _watch(self, residual: Tensor) -> None:
+        size = residual.abs().amax(1, keepdim=True)
+        self.least = size if self.least is None else torch.minimum(self.least, size)
         self.count += 1
-        self.least = change if self.least is None else torch.minimum(self.least, change)
         if self.count % self.window:
             return
         if self.before is not None:
-            stuck = (self.least > 0.5 * self.before)[:, None]
-            self.damping = torch.where(stuck, 0.7, 1.0) * self.damping
-            self.damping = self.damping.clamp(min=1 / 16).to(change)
+            first, least = self.shares
+            shorter = 0.5 * self.share * torch.ones_like(size)
+            shorter = torch.where(shorter < least, first, shorter)
+            self.share = torch.where(self.least > 0.5 * self.before, shorter, self.share)
         self.before, self.least = self.least, None
 
 

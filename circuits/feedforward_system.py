@@ -14,6 +14,7 @@ order in beta, as the one-sided one is. Smooth activations have neither trouble.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuits.acceleration import Patience, Secant, UnitSecant, largest_eigenvalue
+from circuits.acceleration import Anderson, Secant, UnitSecant, largest_eigenvalue
 from circuits.base import Equilibrium, Layout, Params, System
 from circuits.blocks import INPUT, Block, Tapes
 from circuits.costs import Cost
@@ -30,6 +31,8 @@ from circuits.norms import block_norm
 
 if TYPE_CHECKING:
     from circuits.feedforward import FeedforwardCircuit
+
+SECANT_SWEEPS = 12  # cheap ones, that most nets settle in
 
 
 class FeedforwardSystem(System):
@@ -203,11 +206,13 @@ class FeedforwardSystem(System):
 
         With the slopes held, one sweep maps the output error e_L to G(e_L), everything below follows from it,
         and G contracts where beta C'' sum_l |J_{l->L}|^2 < 1 + beta C''. A damped secant step per sample speeds
-        that up and converges far beyond. The slopes are those of the pre-activations of the last sweep. A
+        that up and converges beyond. The slopes are those of the pre-activations of the last sweep. A
         unit pressed against its wall answers to itself there: its error is what its pre-activation exceeds the wall
         by, and pulls on just this pre-activation; undamped it would flip for ever. So the point at which a
-        kinked block is linearised follows the pre-activations by a secant step of its own for every unit. Smooth
-        blocks follow so, and all steps are shortened, for samples that do not settle in a while.
+        kinked block is linearised follows the pre-activations by a secant step of its own for every unit.
+
+        Where slopes change much with the nudge (deep nets, normalised layers) that is too simple a picture. What is
+        left after a few sweeps is one fixed point for all errors together, and solved as that by Anderson's method.
         """
         if self.nudge is None:
             tapes, layers = self._run()
@@ -215,11 +220,12 @@ class FeedforwardSystem(System):
             self._keep(z, tapes, None)
             while True:
                 yield z, self.drive.real.new_zeros(len(self.drive))
-        coupling, patience = Secant(), Patience()
+        yield from itertools.islice(self._secant_sweeps(z), SECANT_SWEEPS)
+        yield from self._anderson_sweeps(z)
+
+    def _secant_sweeps(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        coupling = Secant()
         bends = {i: UnitSecant() for i, wall in enumerate(self.walls) if i and wall is not None}
-        smooth = [
-            i for i, plan in enumerate(self.circuit.plans) if i and plan.phi is not None and i not in bends
-        ]
         tapes, errors = self._errors(z)
         predictions = [s - e for s, e in zip(self._views(z), errors, strict=True)]
         rooms = [self._room(i, f) for i, f in enumerate(predictions)]
@@ -231,19 +237,29 @@ class FeedforwardSystem(System):
             self._keep(z, tapes, errors)
             target = self._relax(predictions[-1], errors[-1])
             change = (target - output).abs().amax(1)
-            proposal = coupling.next(output, target)
-            output = output + patience.damping * (proposal - output)
-            if patience.count == patience.window:
-                bends |= {i: UnitSecant() for i in smooth}
+            output = coupling.next(output, target)
             tapes = list(tapes)  # those of z are kept as they are
             for i, bend in bends.items():
                 seen = self.blocks[i].bend(tapes[i])
-                at = bend.next(seen, patience.damping)
+                at = bend.next(seen)
                 change = torch.maximum(change, (at - seen).flatten(1).abs().amax(1))
                 tapes[i], f = self.blocks[i].bent(tapes[i], at)
                 rooms[i] = self._room(i, f)
-            patience.observe(change)
             yield z, change
+
+    def _anderson_sweeps(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        mixing = Anderson()
+        while True:
+            tapes, errors = self._errors(z)
+            predictions = [s - e for s, e in zip(self._views(z), errors, strict=True)]
+            rooms = [self._room(i, f) for i, f in enumerate(predictions)]
+            output = self._relax(predictions[-1], errors[-1])
+            pulls = self._pull_down(tapes, output, lambda i, pull, rooms=rooms: _held(pull, rooms[i]))
+            flat, image = _flat(errors), _flat(list(map(_held, pulls, rooms)))
+            tapes, predictions, _, errors = self._push_up(self._views(mixing.next(flat, image)))
+            z = _flat([f + e for f, e in zip(predictions, errors, strict=True)])
+            self._keep(z, tapes, errors)
+            yield z, (image - flat).abs().amax(1)
 
     def _relax(self, f: Tensor, error: Tensor) -> Tensor:
         """The error with which the output, predicted at f, comes to rest under the nudge; `error` is a guess."""

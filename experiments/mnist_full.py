@@ -121,18 +121,19 @@ class Row:
 EP = EPGradient(beta=0.1, solver=Sweep(1e-5))
 GENTLE_EP = replace(EP, beta=0.03)  # deeper, a gentler nudge settles in fewer sweeps
 BACKPROP = BackpropGradient()
-MUON = {"update": MuonUpdate(), "gamma": 2.0}
+MUON = {"update": MuonUpdate(), "gamma": 2.0, "lr": 0.048, "smoothing": 0.05}
 ADAM = {"update": AdamUpdate()}
 SHIFTED = {"augment": Augment(shift=2), "smoothing": 0.05}
 SHALLOW = Network((256,))
+SHALLOW_ADAM = {**ADAM, "lr": 2e-3, "smoothing": 0.1, "batch_size": 64}
 WIDE = {**SHIFTED, "network": Network((512, 512), activation="gelu"), "epochs": 15}
 CONV = {**SHIFTED, "network": Network((128,), (16, 32), "gelu"), "epochs": 8}
 
 ROWS: dict[str, Row] = {
-    "256: SMEP": Row(SHALLOW, EP, **MUON, lr=0.03, reference="256: backprop, Adam"),
-    "256: backprop, Muon": Row(SHALLOW, BACKPROP, **MUON, lr=0.03, reference="256: SMEP"),
-    "256: backprop, Adam": Row(SHALLOW, BACKPROP, **ADAM, lr=2e-3, batch_size=64),
-    "256: EP, Adam": Row(SHALLOW, EP, **ADAM, lr=2e-3, batch_size=64, reference="256: backprop, Adam"),
+    "256: SMEP": Row(SHALLOW, EP, **MUON, reference="256: backprop, Adam"),
+    "256: backprop, Muon": Row(SHALLOW, BACKPROP, **MUON, reference="256: SMEP"),
+    "256: backprop, Adam": Row(SHALLOW, BACKPROP, **SHALLOW_ADAM),
+    "256: EP, Adam": Row(SHALLOW, EP, **SHALLOW_ADAM, reference="256: backprop, Adam"),
     "256: backprop, SGD": Row(SHALLOW, BACKPROP, PlainUpdate(), lr=0.05, batch_size=64),
     "256: EP, SGD": Row(SHALLOW, EP, PlainUpdate(), lr=0.05, batch_size=64, reference="256: backprop, SGD"),
     "512-512: EP, Adam": Row(

@@ -1,14 +1,12 @@
 """Acceleration: secants on fixed points that are known, Lanczos against dense eigenvalues."""
 
-import copy
-
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from circuits.acceleration import Patience, Secant, UnitSecant, dot, largest_eigenvalue
+from circuits.acceleration import Anderson, Secant, UnitSecant, dot, largest_eigenvalue
 
 few = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**31)
@@ -58,11 +56,8 @@ def test_a_unit_secant_solves_a_line_for_each_unit(falls, seed):
     assert torch.equal(once, b - q * x)
     twice = bend.next(b - q * once)
     assert torch.allclose(twice, 0.6 * once + 0.4 * (b - q * once), rtol=1e-12)
-    damped = copy.copy(bend).next(b - q * twice, torch.tensor([[1.0], [0.25]], dtype=b.dtype))
     there = bend.next(b - q * twice)
     assert torch.allclose(there, b / (1 + q), rtol=1e-9, atol=1e-11)
-    assert torch.equal(damped[0], there[0])
-    assert torch.allclose(damped[1], twice[1] + 0.25 * (there - twice)[1], rtol=1e-12)
 
 
 @settings(few, max_examples=15)
@@ -77,18 +72,41 @@ def test_unit_secants_contract_beyond_the_lines_they_solve(slopes, seed):
     assert torch.allclose(x, b / (1 - a), rtol=1e-8, atol=1e-9)
 
 
-def test_patience_ends_with_samples_that_get_nowhere():
-    """One stays, one halves with every sweep, one has its single best sweep in every window."""
-    patience, damping = Patience(), []
-    for count in range(1, 91):
-        halved = 0.5**count
-        dip = 0.3 ** (count // Patience.window) if count % Patience.window == 3 else 1.0
-        patience.observe(torch.tensor([1.0, halved, dip], dtype=torch.float64))
-        if count % Patience.window == 0:
-            damping.append(patience.damping)
-    assert damping[0] == 1.0
-    for k, factors in enumerate(damping[1:], start=1):
-        assert factors[:, 0].tolist() == pytest.approx([max(0.7**k, 1 / 16), 1.0, 1.0])
+@settings(few, max_examples=15)
+@given(
+    stiffness=st.floats(0.1, 60),
+    batch=st.integers(1, 3),
+    n=st.integers(1, 12),
+    seed=seeds,
+    turned=st.booleans(),
+)
+def test_anderson_settles_what_iterating_would_throw_far(stiffness, batch, n, seed, turned):
+    """x -> b - M x with M = J J' or with a rotation beside it, rows on their own, also complex ones."""
+    j = normal((batch, n, n), seed)
+    m = j @ j.mT + (j - j.mT if turned else 0)
+    m = m * (stiffness / torch.linalg.matrix_norm(m, 2).clamp(min=1e-9))[:, None, None]
+    exact = torch.linalg.solve(torch.eye(n, dtype=m.dtype) + m, normal((batch, n), seed + 1))
+    for b, solution in (
+        (normal((batch, n), seed + 1), exact),
+        (1j * normal((batch, n), seed + 1), 1j * exact),
+    ):
+        anderson, x = Anderson(), b
+        for _ in range(400):
+            x = anderson.next(x, b - (m.to(b) @ x[..., None])[..., 0])
+        assert torch.allclose(x, solution, rtol=1e-6, atol=1e-7)
+
+
+def test_anderson_shortens_the_steps_of_rows_that_get_nowhere_and_begins_anew():
+    """One stays, one halves with every step, one has its single best step in every window."""
+    anderson, shares = Anderson(), []
+    for count in range(1, 6 * Anderson.window + 1):
+        dip = 0.3 ** (count // Anderson.window) if count % Anderson.window == 3 else 1.0
+        size = torch.tensor([[1.0], [0.5**count], [dip]], dtype=torch.float64)
+        anderson.next(torch.zeros_like(size), size)
+        if count % Anderson.window == 0:
+            shares.append((anderson.share * torch.ones_like(size)).flatten().tolist())
+    assert [row[0] for row in shares] == [0.5, 0.25, 0.125, 0.5, 0.25, 0.125]
+    assert all(row[1:] == [0.5, 0.5] for row in shares)
 
 
 def test_complex_numbers_count_as_pairs_of_real_ones():

@@ -28,6 +28,7 @@ from mep_sim.optimizers import (
     PlainUpdate,
     SpectralConstraint,
 )
+from mep_sim.settling import EPWarning
 from tests.device_conformance import generator
 
 XOR = torch.tensor([[0.0, 0], [0, 1], [1, 0], [1, 1]]), torch.tensor([0, 1, 1, 0])
@@ -334,6 +335,25 @@ def test_training_goes_on_bit_for_bit(tmp_path, make, through_a_file):
     assert same_parameters(model, resumed)
 
 
+def test_shared_dropout_masks_go_on_bit_for_bit():
+    """The optimizer's state holds that of the circuit's generator."""
+
+    def make(seed: int) -> tuple[nn.Module, CompositeOptimizer]:
+        model = network(seed=seed)
+        model.insert(2, nn.Dropout(0.5))
+        circuit = FeedforwardCircuit(model, dropout=generator(seed))
+        return model, CompositeOptimizer(circuit.parameters(), EPGradient(), model=circuit)
+
+    (model, optimizer), (resumed, again), (x, y) = make(0), make(1), toy()
+    for _ in range(3):
+        optimizer.step(x=x, target=y)
+    resumed.load_state_dict(model.state_dict())
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for _ in range(3):
+        assert torch.equal(optimizer.step(x=x, target=y), again.step(x=x, target=y))
+    assert same_parameters(model, resumed)
+
+
 def test_what_is_loaded_is_a_copy_of_the_memory():
     """Two optimizers loaded from one state go their own ways."""
     model, (x, y) = network(), toy()
@@ -400,6 +420,21 @@ def test_a_step_without_a_batch_is_refused_where_there_is_no_gradient(gradient):
     nn.functional.cross_entropy(model(x), y).backward()
     optimizer.step()
     assert not same_parameters(model, before)
+    optimizer.step(x=x, target=y)
+    before = copy.deepcopy(model)
+    with pytest.raises(ValueError, match="has no batch to learn from"):  # the gradient is used up
+        optimizer.step()
+    assert same_parameters(model, before)
+
+
+def test_a_batch_leaves_nothing_for_backward_to_add_to():
+    model, (x, y) = network(), toy()
+    optimizer = smep(model.parameters(), model=model)
+    optimizer.step(x=x, target=y)
+    nn.functional.cross_entropy(model(x), y).backward()
+    exact = BackpropGradient().estimate(optimizer.circuit, optimizer.circuit.params, x, y).gradient
+    for name, p in optimizer.circuit.named_parameters():
+        assert torch.allclose(p.grad, exact[name], rtol=1e-4, atol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_is_refused_before_anything_moves():
@@ -464,9 +499,82 @@ def test_a_model_without_an_energy_is_refused(model, message):
         CompositeOptimizer(model.parameters(), model=model)
 
 
+def test_a_gradient_that_is_not_finite_is_refused_and_forgotten():
+    model, (x, y) = network(), toy()
+    before, optimizer = copy.deepcopy(model), smep(model.parameters(), model=model, mode="backprop")
+    loss = nn.functional.cross_entropy(model(x), y)
+    (math.nan * loss).backward(retain_graph=True)
+    with pytest.raises(ValueError, match=r"gradient of model.0.weight has NaN or infinite entries"):
+        optimizer.step()
+    assert same_parameters(model, before)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    assert cross_entropy(model, x, y) < loss
+
+
+def test_a_sparse_gradient_is_refused():
+    table = nn.Embedding(9, 4, sparse=True)
+    optimizer = CompositeOptimizer([{"params": table.parameters(), "role": "embedding"}], update=MuonUpdate())
+    table(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(
+        ValueError, match="gradient of param-0 is sparse; make its Embedding with sparse=False"
+    ):
+        optimizer.step()
+
+
+def test_a_table_without_a_model_is_told_by_its_role():
+    """Else it counts as a weight: orthogonalised, and bounded by gamma, rows never looked up included."""
+    table, head = nn.Embedding(9, 4), nn.Linear(4, 3)
+    groups = [{"params": table.parameters(), "role": "embedding"}, {"params": head.parameters()}]
+    optimizer = CompositeOptimizer(groups, None, MuonUpdate(), SpectralConstraint(0.1), lr=1e-6)
+    before = table.weight.detach().clone()
+    head(table(torch.tensor([1, 2]))).square().sum().backward()
+    optimizer.step()
+    moved = (table.weight - before).abs().amax(1)
+    assert (moved > 0).tolist() == [row in (1, 2) for row in range(9)]
+    assert torch.linalg.matrix_norm(head.weight, 2) <= 0.1 * (1 + 1e-5)
+    with pytest.raises(ValueError, match="unknown role 'table'; choose one of hidden"):
+        optimizer.add_param_group({"params": nn.Linear(2, 2).parameters(), "role": "table"})
+
+
+def test_where_equilibria_cannot_be_resolved_it_says_so():
+    model, (x, y) = network(), toy()
+    half = network().half()
+    with pytest.raises(ValueError, match=r"EP resolves nothing in torch.float16.*model.float\(\)"):
+        smep(half.parameters(), model=half)
+    optimizer = smep(model.parameters(), model=model)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="autocast off"):
+        optimizer.step(x=x, target=y)
+    with torch.inference_mode(), pytest.raises(ValueError, match="an optimizer cannot learn in"):
+        optimizer.step(x=x, target=y)
+
+
+def test_what_does_not_settle_warns_once(recwarn):
+    model, (x, y) = network(), toy()
+    optimizer = smep(model.parameters(), model=model, settle_steps=2, settle_lr=0.1)
+    for _ in range(3):
+        optimizer.step(x=x, target=y)
+    told = {str(w.message) for w in recwarn if w.category is EPWarning}
+    assert len(told) == 1
+    assert "fewer than 95 % of a batch settled (beta = 0.1" in told.pop()
+    smep(model.parameters(), model=model).step(x=x, target=y)
+    assert len({str(w.message) for w in recwarn if w.category is EPWarning}) == 1
+
+
 @pytest.mark.parametrize(
     ("x", "target", "message"),
     [
+        (torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), r"\(0, 4\).*B >= 1"),
+        (torch.randn(5, 4).double(), torch.zeros(5, dtype=torch.long), "float64.*of type torch.float32"),
+        (torch.randn(5, 4).numpy(), torch.zeros(5, dtype=torch.long), "x is a ndarray; give a torch.Tensor"),
+        (torch.randn(5, 4), [0] * 5, "target is a list; give a torch.Tensor"),
+        (
+            torch.randn(5, 4),
+            torch.full((5, 3), 0.5),
+            r"\[0.5, 0.5, 0.5\] is no distribution.*loss_type = 'mse'",
+        ),
+        (torch.randn(5, 4), torch.tensor([0, 1, 2, 3, -1]), "class 3 is none of 0 to 2"),
         (torch.randn(5, 7), torch.zeros(5, dtype=torch.long), r"\(5, 7\).*takes floats \(B, 4\)"),
         (torch.zeros(5, 4, dtype=torch.long), torch.zeros(5, dtype=torch.long), "int64.*takes floats"),
         (torch.randn(5, 4), torch.zeros(6, dtype=torch.long), "6 targets for 5 inputs"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from circuits import cost
+from mep_sim import eqprop
 from mep_sim.settling import ODE, Sweep, settle
 from tests.conformance import COSTS, feedforward, gap, moved
 
@@ -52,3 +54,46 @@ def test_large_networks_in_float32(hidden):
     e = settle(nudged, solver=Sweep(1e-3))
     assert e.converged.all()
     assert e.evaluations <= 10
+
+
+def normalised(activation: type[nn.Module]) -> nn.Sequential:
+    layers = [
+        nn.Linear(8, 32),
+        activation(),
+        nn.LayerNorm(32),
+        nn.Linear(32, 32),
+        activation(),
+        nn.LayerNorm(32),
+    ]
+    return nn.Sequential(*layers, nn.Linear(32, 3))
+
+
+@pytest.mark.parametrize("activation", [nn.Sigmoid, nn.Hardsigmoid, nn.GELU, nn.ReLU])
+def test_normalised_layers_settle_at_the_default_beta_beyond_the_bound(activation):
+    """Slopes change much with the nudge there; all samples of a few steps of training settle."""
+    torch.manual_seed(0)
+    model = normalised(activation)
+    optimizer = eqprop(model.parameters(), model=model)
+    rng = torch.Generator().manual_seed(1)
+    for _ in range(4):
+        x, y = torch.randn(32, 8, generator=rng), torch.randint(3, (32,), generator=rng)
+        optimizer.step(x=x, target=y)
+        (nudged,) = optimizer.estimate.nudged
+        assert nudged.converged.all()
+        assert nudged.evaluations < 200
+
+
+def test_sixteen_layers_settle_far_beyond_the_bound():
+    """To an equilibrium: no state nearby has less energy."""
+    case = feedforward("relu", 32, *[64] * 16, 10, scale=1.0, batch=16)
+    free = settle(case.bind())
+    system = case.bind().around(free)
+    nudged = system.nudged(cost("mse"), case.labels, 0.1)
+    assert 3 / system.amplification() < 0.1
+    e = settle(nudged, solver=Sweep(1e-7))
+    assert e.converged.all()
+    energy = nudged.energy(e.deviation)
+    for seed in range(5):
+        step = torch.randn(e.state.shape, generator=torch.Generator().manual_seed(seed), dtype=e.state.dtype)
+        moved = nudged.state(e.deviation + 1e-5 * step).clamp(nudged.lower, nudged.upper)
+        assert (nudged.energy(moved - free.state) >= energy).all()

@@ -132,7 +132,6 @@ def test_readme_basic_usage(batch):
     x, y = batch
     names = run(BASIC_USAGE, x=x, y=y)
     model, optimizer = names["model"], names["optimizer"]
-    optimizer.zero_grad()
     loss = nn.functional.cross_entropy(model(x), y)
     run(BACKPROP_MODE, names, loss=loss)
     assert nn.functional.cross_entropy(model(x), y) < loss

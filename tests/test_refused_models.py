@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from circuits import FeedforwardCircuit, Residual
 
@@ -32,6 +33,7 @@ class Twice(nn.Linear):
         ([linear(), nn.Softplus(beta=2), linear()], r"module 1 \(Softplus\) has no energy"),
         ([linear(), nn.GELU("tanh"), linear()], r"module 1 \(GELU\) has no energy"),
         ([linear(), nn.Sequential(nn.Tanh(), nn.Dropout2d()), linear()], r"module 1.1 \(Dropout2d\)"),
+        ([prune.random_unstructured(linear(), "weight", 0.5), linear()], r"module 0 \(Linear\) computes its weight"),
         ([Twice(4, 4), linear()], r"module 0 \(Twice\) has no energy"),
         ([linear(), Doubled(linear()), linear()], r"module 1 \(Doubled\) has no energy"),
         ([linear(), nn.BatchNorm1d(4, track_running_stats=False), linear()], "has no running statistics"),
