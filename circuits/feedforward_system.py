@@ -221,7 +221,7 @@ class FeedforwardSystem(System):
             while True:
                 yield z, self.drive.real.new_zeros(len(self.drive))
         yield from itertools.islice(self._secant_sweeps(z), SECANT_SWEEPS)
-        yield from self._anderson_sweeps(z)
+        yield from self._anderson_sweeps(z)  # from z anew: secants that fail leave it far away
 
     def _secant_sweeps(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         coupling = Secant()

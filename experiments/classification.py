@@ -247,10 +247,13 @@ def _shares(learner: Learner, data: Dataset, rounds: int) -> dict[str, float]:
     if not any(isinstance(rule, MuonUpdate | DionUpdate) for rule in rules.values()):
         return {}
 
+    x, y = data.train_x[:BATCH], data.train_y[:BATCH]
+    gradient = optimizer.compute_gradient(x, y).gradient
+
     @torch.no_grad()
     def orthogonalise() -> dict[str, Tensor]:
         pairs = [(name, p, dict(optimizer.state[p])) for name, p in weights.items()]
-        return {name: rules[name].direction(p.grad, state, p)[0] for name, p, state in pairs}
+        return {name: rules[name].direction(gradient[name], state, p)[0] for name, p, state in pairs}
 
     lr = optimizer.param_groups[0]["lr"]
     proposed = {name: (weights[name] - lr * step).detach() for name, step in orthogonalise().items()}
@@ -259,7 +262,7 @@ def _shares(learner: Learner, data: Dataset, rounds: int) -> dict[str, float]:
     def bound() -> None:
         optimizer.constraint.project(proposed, optimizer.circuit, {})
 
-    step = partial(learner.learn, data.train_x[:BATCH], data.train_y[:BATCH])
+    step = partial(learner.learn, x, y)
     timings = alternately({"step": step, "orthogonalising": orthogonalise, "bounding": bound}, rounds)
     return {name: timings[name].ratio for name in ("orthogonalising", "bounding")}
 

@@ -90,7 +90,7 @@ POOL = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 2))
         (CONV, torch.zeros(3, 2, 4, 4, dtype=torch.uint8), r"uint8; this circuit takes floats"),
         (CONV, torch.zeros(3, 2, 5, 5), r"the model does not take inputs of shape \(2, 5, 5\)"),
         (POOL, torch.zeros(3, 4, 4), r"takes images \(B, C, H, W\)"),
-        (EMBEDDING, torch.zeros(3, 3), r"takes integer indices \(B, ...\)"),
+        (EMBEDDING, torch.zeros(3, 3), r"takes integer indices \(B, length\)"),
         (EMBEDDING, torch.full((3, 3), 5), "takes indices from 0 to 4"),
         (EMBEDDING, torch.full((3, 3), -1), "takes indices from 0 to 4"),
         (EMBEDDING, torch.zeros(3, 4, dtype=torch.int64), r"does not take inputs of shape \(4,\)"),

@@ -95,7 +95,7 @@ class MuonUpdate(MomentumUpdate):
     ns_steps, polynomial: see `orthogonalise`. scale: "spectral", sqrt(max(1, out/in)), or "match_rms",
     0.2 sqrt(max(out, in)), the size of a step of Adam (Liu et al. 2025). Weight decay is decoupled.
     fallback: the rule, with settings of its own, of biases and other vectors, of embeddings and, with
-    heads = "fallback", of the last layer's weight; stated once on the logger "mep_sim" (level INFO).
+    heads = "fallback", of the last layer's weight; stated once on the logger "mep_sim".
     """
 
     ns_steps: int = 5
