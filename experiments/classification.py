@@ -27,6 +27,7 @@ from mep_sim.data import Dataset, batches, load
 from mep_sim.metrics import StepMetrics
 from mep_sim.optimizers import (
     AdamUpdate,
+    BackpropGradient,
     CompositeOptimizer,
     DionUpdate,
     EPGradient,
@@ -248,7 +249,8 @@ def _shares(learner: Learner, data: Dataset, rounds: int) -> dict[str, float]:
         return {}
 
     x, y = data.train_x[:BATCH], data.train_y[:BATCH]
-    gradient = optimizer.compute_gradient(x, y).gradient
+    circuit = learner.circuit
+    gradient = BackpropGradient().estimate(circuit, circuit.params, x, y).gradient
 
     @torch.no_grad()
     def orthogonalise() -> dict[str, Tensor]:
