@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class Options:
 
 def launch(config: type[C], run: Callable[[C], object]) -> None:
     """Read the command line into `config` and run; what a user got wrong ends in one line and exit code 2."""
+    logging.basicConfig(stream=sys.stdout, format="%(message)s")
     try:
         options = _parse(config)
         torch.set_num_threads(options.threads)
