@@ -50,7 +50,8 @@ from mep_sim.trace import Trace
 COST = cost("cross_entropy")
 SOLVER = Sweep(1e-5, max_sweeps=200)
 AUTO = AutoBeta()
-EULER = ODE(1e-3, "euler", step=0.15, max_evaluations=30)
+EULER_STEPS = 30
+EULER = ODE(1e-3, "euler", step=0.15, max_evaluations=EULER_STEPS + 1)  # the last is a look
 EULER_BETA = 0.5
 RATE = 0.03  # Adam's learning rate times the depth: the changes of all blocks add up
 # Branch weights ~ N(0, depth^(2 power) / width). What tanh adds to the stream has either sign and adds up like a random
@@ -250,7 +251,7 @@ def measure(depth: int, config: Config, data: Dataset) -> list[dict[str, object]
         memory = {"beta": min(AUTO.largest, AUTO.safety * limit), "beta_steps": 3}
         auto = partial(bench.estimate, config.ep(AUTO, phases), memory)
         rows.append(bench.row(f"EP {phases}, beta auto", auto))
-    euler = EPGradient(beta=EULER_BETA, settle_steps=EULER.max_evaluations, settle_lr=EULER.step)
+    euler = EPGradient(beta=EULER_BETA, settle_steps=EULER_STEPS, settle_lr=EULER.step)
     rows.append(bench.row("Euler, 30 steps of 0.15", partial(bench.estimate, euler)))
     rows.append(bench.row("Euler from the free equilibrium", bench.descend))
     console.print(f"depth {depth}: measured")

@@ -9,7 +9,7 @@ import torch
 
 from experiments import depth
 from experiments.common import generator
-from experiments.depth import EULER, POWERS, Bench, Config, cosine, measure, residual_net, run
+from experiments.depth import EULER_STEPS, POWERS, Bench, Config, cosine, measure, residual_net, run
 from mep_sim.data import load
 from mep_sim.optimizers import BackpropGradient, EPGradient
 
@@ -93,13 +93,13 @@ def test_limit_is_where_minus_beta_loses_its_minimum():
 
 
 def test_an_error_descends_one_block_a_step():
-    b = bench(EULER.max_evaluations + 10)
+    b = bench(EULER_STEPS + 10)
     estimate = b.descend()
     moved = [layer.abs().max().item() for layer in b.circuit.layout.split(estimate.nudged[0].deviation)]
     # the output is the first to feel the target, the lowest blocks have not heard of it yet
     reached = sum(size > 0 for size in moved)
     assert moved[-reached:] == [size for size in moved if size > 0]
-    assert EULER.max_evaluations - 2 <= reached <= EULER.max_evaluations
+    assert EULER_STEPS - 2 <= reached <= EULER_STEPS
     assert estimate.nudged[0].settled_fraction == 0
     assert not estimate.gradient[b.circuit.weights[0]].any()
 
