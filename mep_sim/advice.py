@@ -44,6 +44,8 @@ def lost_in_noise(metrics: EpochMetrics, optimizer: CompositeOptimizer) -> str:
         return f"{seen}: settle more closely, or nudge more"
     if _is_difference(optimizer):
         return f"{seen}: {_more_signal(metrics, gradient)}"
+    if gradient.settle_steps is not None:  # the nudge comes down a layer a step
+        return f"{seen}: {_more_budget(gradient)}"
     return (
         f"{seen}: settle the nudged phase more closely than nudged_tolerance = {gradient.nudged_tolerance:g}"
     )
