@@ -72,7 +72,7 @@ def test_unit_secants_contract_beyond_the_lines_they_solve(slopes, seed):
     assert torch.allclose(x, b / (1 - a), rtol=1e-8, atol=1e-9)
 
 
-@settings(few, max_examples=15)
+@settings(few, max_examples=8)
 @given(
     stiffness=st.floats(0.1, 60),
     batch=st.integers(1, 3),
