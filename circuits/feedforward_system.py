@@ -226,10 +226,7 @@ class FeedforwardSystem(System):
     def _secant_sweeps(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         coupling = Secant()
         bends = {i: UnitSecant() for i, wall in enumerate(self.walls) if i and wall is not None}
-        tapes, errors = self._errors(z)
-        predictions = [s - e for s, e in zip(self._views(z), errors, strict=True)]
-        rooms = [self._room(i, f) for i, f in enumerate(predictions)]
-        output = self._relax(predictions[-1], errors[-1])
+        tapes, _, rooms, output = self._relaxed(z)
         while True:
             pulls = self._pull_down(tapes, output, lambda i, pull, rooms=rooms: _held(pull, rooms[i]))
             tapes, predictions, rooms, errors = self._push_up(pulls)
@@ -250,16 +247,20 @@ class FeedforwardSystem(System):
     def _anderson_sweeps(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         mixing = Anderson()
         while True:
-            tapes, errors = self._errors(z)
-            predictions = [s - e for s, e in zip(self._views(z), errors, strict=True)]
-            rooms = [self._room(i, f) for i, f in enumerate(predictions)]
-            output = self._relax(predictions[-1], errors[-1])
+            tapes, errors, rooms, output = self._relaxed(z)
             pulls = self._pull_down(tapes, output, lambda i, pull, rooms=rooms: _held(pull, rooms[i]))
             flat, image = _flat(errors), _flat(list(map(_held, pulls, rooms)))
             tapes, predictions, _, errors = self._push_up(self._views(mixing.next(flat, image)))
             z = _flat([f + e for f, e in zip(predictions, errors, strict=True)])
             self._keep(z, tapes, errors)
             yield z, (image - flat).abs().amax(1)
+
+    def _relaxed(self, z: Tensor) -> tuple[list[Tapes], list[Tensor], list, Tensor]:
+        """Tapes, errors and rooms at z, and the output's error once it is relaxed there."""
+        tapes, errors = self._errors(z)
+        predictions = [s - e for s, e in zip(self._views(z), errors, strict=True)]
+        rooms = [self._room(i, f) for i, f in enumerate(predictions)]
+        return tapes, errors, rooms, self._relax(predictions[-1], errors[-1])
 
     def _relax(self, f: Tensor, error: Tensor) -> Tensor:
         """The error with which the output, predicted at f, comes to rest under the nudge; `error` is a guess."""
