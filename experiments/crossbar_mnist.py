@@ -138,8 +138,8 @@ class Config(Options):
     def data(self) -> Dataset:
         """The dataset, on the device."""
         data = load(self.dataset, samples=self.samples, seed=self.seed)
-        if self.samples is None:  # any prefix of the training part is a stratified sample
-            data = dataclasses.replace(data, train_x=data.train_x[:10_000], train_y=data.train_y[:10_000])
+        if self.samples is None:
+            data = data.head(10_000)
         for part in ("train_x", "validation_x", "test_x"):
             if not getattr(data, part).isfinite().all():
                 raise ValueError(

@@ -74,6 +74,10 @@ class Dataset:
         moved = {name: value.to(device) for name, value in fields.items() if isinstance(value, Tensor)}
         return dataclasses.replace(self, **moved)
 
+    def head(self, samples: int) -> Dataset:
+        """With the first `samples` of the training part alone, or all where it has fewer; any prefix is stratified."""
+        return dataclasses.replace(self, train_x=self.train_x[:samples], train_y=self.train_y[:samples])
+
 
 def load(
     name: str = "auto",
