@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import collections.abc
+import math
 
 import torch
 from torch import Tensor
 
 from circuits.base import EnergyCircuit, Params
 from circuits.crossbar import Crossbar
-from devices import Device
+from circuits.mapping import Mapping
+from circuits.periphery import Converter
+from devices import Device, ProgramVerify
 
 
 class Chip:
@@ -18,7 +21,11 @@ class Chip:
     A convolution's kernel is the matrix (out, in kh kw), its patches are the inputs of the rows. All else (biases,
     normalisation, embeddings) stays digital. w_range: a crossbar's w_max over the root mean square of the
     weights it is made with. rng: a generator on the circuit's device; all of the chip's randomness comes from it.
-    `t_seconds` is the chip's clock, for drift: advance it between reads as the simulated machine would.
+    mapping, rounding, programming: as of `Crossbar`. dac: converts what is driven into the first array.
+
+    `t_seconds` is the chip's clock, for drift and slow noise: advance it between reads as the simulated machine would.
+    Each read advances it by `read_seconds` itself, so that noise with a correlation time longer than that is shared by
+    the reads of one step.
     """
 
     def __init__(
@@ -28,11 +35,18 @@ class Chip:
         rng: torch.Generator,
         *,
         w_range: float = 5.0,
+        mapping: Mapping | None = None,
         rounding: str = "nearest",
+        programming: ProgramVerify | None = None,
+        dac: Converter | None = None,
+        read_seconds: float = 0.0,
     ):
         if not w_range > 0:
             raise ValueError(f"w_range = {w_range}; choose w_range > 0, such as 5")
+        if not 0 <= read_seconds < math.inf:
+            raise ValueError(f"read_seconds = {read_seconds}; choose a finite time >= 0 s")
         self.circuit, self.device, self.rng = circuit, device, rng
+        self.dac, self.read_seconds = dac, read_seconds
         self.t_seconds = 0.0
         self.crossbars: dict[str, Crossbar] = {}
         self._last: dict[str, Tensor] = {}
@@ -43,8 +57,16 @@ class Chip:
                     f"{name} holds NaN or infinity; check the network before making a chip of it"
                 )
             w_max = w_range * weight.square().mean().sqrt().item()
-            shape = tuple(weight.flatten(1).shape)
-            self.crossbars[name] = Crossbar(shape, device, w_max, rng, rounding=rounding, dtype=weight.dtype)
+            self.crossbars[name] = Crossbar(
+                tuple(weight.flatten(1).shape),
+                device,
+                w_max,
+                rng,
+                mapping=mapping,
+                rounding=rounding,
+                programming=programming,
+                dtype=weight.dtype,
+            )
         self.targets = {name: circuit.params()[name].detach().clone() for name in self.crossbars}
         self.program(self.targets)
 
@@ -58,17 +80,22 @@ class Chip:
     def read(self) -> Params:
         """All parameters as read at t_seconds: fresh tensors for what is on the array; mirrored into the
         circuit's Parameters."""
+        self.t_seconds += self.read_seconds
         params = self.circuit.params()
         for name, crossbar in self.crossbars.items():
             self._last[name] = crossbar.read(self.t_seconds).view(params[name].shape)
             params[name].copy_(self._last[name])
         return {**params, **self._last}
 
+    def drive(self, x: Tensor) -> Tensor:
+        """The input (B, ...) as the chip sees it, through its DAC."""
+        return x if self.dac is None else self.dac.convert(x, self.rng)
+
     def holds(self, name: str) -> bool:
         return name in self.crossbars
 
     @torch.no_grad()
-    def write(self, deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def write(self, deltas: collections.abc.Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Change weights by `deltas` with whole pulses; returns what was nominally written."""
         written = {}
         for name, delta in deltas.items():
@@ -78,12 +105,39 @@ class Chip:
             )
         return written
 
+    def calibrate(self) -> None:
+        """Remember every array's response, for `compensate` to come back to; call it right after programming."""
+        for crossbar in self.crossbars.values():
+            crossbar.calibrate(self.t_seconds)
+
+    def compensate(self, per: str = "column") -> None:
+        """Undo drift by gains at the outputs, "global" (one per array) or per "column"; see `Crossbar.compensate`."""
+        for crossbar in self.crossbars.values():
+            crossbar.compensate(self.t_seconds, per)
+        self.read()
+
+    # -- costs --------------------------------------------------------------------------------------
+
     @property
     def pulses_per_device(self) -> float:
         """Mean number of pulses over all cells of the chip."""
-        cells = {name: c.plus.pulses.numel() for name, c in self.crossbars.items()}
-        total = sum(c.pulses_per_cell * cells[name] for name, c in self.crossbars.items())
-        return total / sum(cells.values())
+        arrays = self.crossbars.values()
+        return sum(c.pulses for c in arrays) / sum(c.cell_count for c in arrays)
+
+    @property
+    def joules(self) -> tuple[float, float] | None:
+        """Energy of all write pulses and of all reads so far, J; None where the device does not say its voltages."""
+        if self.device.operation is None:
+            return None
+        writes, reads = zip(*(c.joules for c in self.crossbars.values()), strict=True)
+        return sum(writes), sum(reads)
+
+    @property
+    def failed(self) -> dict[str, float]:
+        """By weight, the share of its cells that the last program-and-verify gave up."""
+        return {name: crossbar.failed for name, crossbar in self.crossbars.items()}
+
+    # -- saving -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
         return {

@@ -1,22 +1,27 @@
-"""One weight matrix on memory cells: a pair of conductances per weight, read as their difference."""
+"""One weight matrix on arrays of memory cells."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from devices import Cells, Device
+from circuits.mapping import Mapping, default_mapping
+from devices import Cells, Device, ProgramVerify
 
-ROUNDINGS = ("nearest", "stochastic")
+ROUNDINGS = ("nearest", "stochastic", "truncate")
 
 
 class Crossbar:
-    """A weight matrix (rows, cols) as differential pairs of cells, W = w_max (G+ - G-) / (g_max - g_min).
+    """A weight matrix (rows, cols) on memory cells, W = w_max w, with w in [-1, 1] as the mapping makes it.
 
-    w_max > 0: the largest |weight|, where one cell is at the top of its window and the other at the bottom.
-    Pulses are push-pull: a weight goes up by pulsing G+ up and G- down, so that the pair answers evenly and
-    its weight moves by 2 step w_max / (g_max - g_min) a pulse, near W = 0. rounding: of a wanted change to
-    whole pulses, "nearest" or "stochastic" (unbiased). All random draws come from `rng`.
+    mapping: differential pairs unless given (one-sided ones where pulses only go up); an array may be common to several
+    weights. rounding: of a wanted change to whole pulses, "nearest", "stochastic" (unbiased) or "truncate" (towards 0).
+    programming: how `program` reaches its targets; the device's own open-loop writing unless given. All random draws
+    come from `rng`.
+
+    cells: the arrays by name. failed: share of the cells that the last program-and-verify gave up.
     """
 
     def __init__(
@@ -26,29 +31,65 @@ class Crossbar:
         w_max: float,
         rng: torch.Generator,
         *,
+        mapping: Mapping | None = None,
         rounding: str = "nearest",
+        programming: ProgramVerify | None = None,
         dtype: torch.dtype = torch.float32,
     ):
         if not w_max > 0:
             raise ValueError(f"w_max = {w_max}; the largest weight of a crossbar must be > 0")
         if rounding not in ROUNDINGS:
             raise ValueError(f"unknown rounding {rounding!r}; choose one of {', '.join(ROUNDINGS)}")
+        self.mapping = default_mapping(device) if mapping is None else mapping
+        self.mapping.check(device)
         self.device, self.w_max, self.rounding, self.rng = device, w_max, rounding, rng
-        self.plus = device.fabricate(shape, rng, dtype=dtype, device=rng.device)
-        self.minus = device.fabricate(shape, rng, dtype=dtype, device=rng.device)
-        self.span = device.g_max_siemens - device.g_min_siemens
-        self.middle = 0.5 * (device.g_max_siemens + device.g_min_siemens)
+        self.programming = programming
+        self.shape = shape
+        self.cells = self.mapping.fabricate(shape, device, rng, dtype)
+        self.failed = 0.0
+        self.writes = self.reads = 0
+        self.gain: Tensor | None = None
+        self._baseline: Tensor | None = None
 
     @property
     def step(self) -> float | None:
-        """Nominal weight change of one push-pull pulse; None where the device is written by programming."""
-        step = self.device.step_siemens
-        return None if step is None else 2 * step * self.w_max / self.span
+        """Nominal weight change of a pulse; None where the device is written by programming."""
+        step = self.mapping.step(self.device)
+        return None if step is None else self.w_max * step
+
+    # -- reading ------------------------------------------------------------------------------------
 
     def read(self, t_seconds: float = 0.0) -> Tensor:
-        """The weight as read now, (rows, cols): drift and a fresh draw of read noise included."""
-        plus = self.device.read(self.plus, self.rng, t_seconds)
-        return (plus - self.device.read(self.minus, self.rng, t_seconds)) * (self.w_max / self.span)
+        """The weight as read now, (rows, cols): drift, its compensation, and a draw of read noise included."""
+        weight = self._read(t_seconds)
+        return weight if self.gain is None else weight * self.gain
+
+    def _read(self, t_seconds: float) -> Tensor:
+        self.reads += 1
+        g = {name: self.device.read(cells, self.rng, t_seconds) for name, cells in self.cells.items()}
+        return self.mapping.weight(g, self.device) * self.w_max
+
+    def calibrate(self, t_seconds: float = 0.0, reads: int = 8) -> None:
+        """Remember the array's response (the mean |weight| of each output line), for `compensate` to come back to."""
+        self.gain = None
+        self._baseline = self._response(t_seconds, reads)
+
+    def compensate(self, t_seconds: float, per: str = "column", reads: int = 8) -> None:
+        """Scale what is read from now on, so that the response is as it was at `calibrate`: by one factor ("global")
+        or one for each output line ("column"; Joshi et al., Nat. Commun. 11:2473, 2020)."""
+        if per not in ("global", "column"):
+            raise ValueError(f"unknown drift compensation {per!r}; choose global or column")
+        if self._baseline is None:
+            raise ValueError("nothing to compensate towards: calibrate() first, right after programming")
+        now, then = self._response(t_seconds, reads), self._baseline
+        if per == "global":
+            now, then = now.mean(0, keepdim=True), then.mean(0, keepdim=True)
+        self.gain = torch.where(now > 0, then / now, torch.ones_like(now))
+
+    def _response(self, t_seconds: float, reads: int) -> Tensor:
+        return (sum(self._read(t_seconds) for _ in range(reads)) / reads).abs().mean(1, keepdim=True)
+
+    # -- writing ------------------------------------------------------------------------------------
 
     def program(self, weight: Tensor, t_seconds: float = 0.0) -> None:
         """Write a whole matrix. A weight beyond w_max goes to w_max, where its cells end; see `beyond`."""
@@ -56,9 +97,23 @@ class Crossbar:
             raise ValueError(
                 "the weights to program contain NaN or infinity; check the network before the chip"
             )
-        half = (weight / self.w_max).clamp(-1, 1) * (0.5 * self.span)
-        self.device.program(self.plus, self.middle + half, self.rng, t_seconds)
-        self.device.program(self.minus, self.middle - half, self.rng, t_seconds)
+
+        def read(name: str) -> Tensor:
+            return self.device.read(self.cells[name], self.rng, t_seconds)
+
+        targets = self.mapping.targets((weight / self.w_max).clamp(-1, 1), self.device, read)
+        self._program(targets, t_seconds)
+        self.gain = self._baseline = None
+
+    def _program(self, targets: dict[str, Tensor], t_seconds: float) -> None:
+        how = (
+            self.device.program
+            if self.programming is None
+            else partial(self.programming.program, self.device)
+        )
+        failed = [how(self.cells[name], g, self.rng, t_seconds) for name, g in targets.items()]
+        if self.programming is not None:
+            self.failed = torch.cat([x.flatten() for x in failed]).double().mean().item()
 
     def beyond(self, weight: Tensor) -> float:
         """The share of weights that do not fit in [-w_max, w_max]."""
@@ -71,33 +126,78 @@ class Crossbar:
         cells made of them shows at the next read. Without: by programming the last `read` weight plus delta.
         What saturates counts as written, or a residual would wind up.
         """
-        if not bool(torch.isfinite(delta).all()):
+        total = delta.sum()  # one pass: NaN and infinity survive it, and only they make it so
+        if not bool(torch.isfinite(total)) and not bool(torch.isfinite(delta).all()):
             raise ValueError(
                 "the weight changes to write contain NaN or infinity; lower lr, or check gradient and data"
             )
         if self.step is None:
             self.program(read + delta, t_seconds)
             return delta
-        counts = delta.clamp(-2 * self.w_max, 2 * self.w_max) / self.step
+        counts = (delta / self.step).clamp_(-2 * self.w_max / self.step, 2 * self.w_max / self.step)
         if self.rounding == "stochastic":
-            counts = torch.floor(counts + torch.rand(counts.shape, generator=self.rng, device=counts.device))
+            counts = counts.add_(torch.rand(counts.shape, generator=self.rng, device=counts.device)).floor_()
         else:
-            counts = torch.round(counts)
-        counts = counts.to(torch.int64)
-        self.device.pulse(self.plus, counts, self.rng, t_seconds)
-        self.device.pulse(self.minus, -counts, self.rng, t_seconds)
-        return counts.to(delta.dtype) * self.step
+            counts = counts.round_() if self.rounding == "nearest" else counts.trunc_()
+        self.pulse(counts.to(torch.int64), t_seconds)
+        return counts.mul_(self.step)
+
+    def pulse(self, counts: Tensor, t_seconds: float = 0.0) -> None:
+        """Move the weights by `counts` (rows, cols) int64 pulses; refresh the array where its mapping asks for it."""
+        for name, n in self.mapping.counts(counts).items():
+            self.device.pulse(self.cells[name], n, self.rng, t_seconds)
+        self.gain = self._baseline = None
+        self.writes += 1
+        if self.mapping.refresh_every is not None and self.writes % self.mapping.refresh_every == 0:
+            g = {name: self.device.read(cells, self.rng, t_seconds) for name, cells in self.cells.items()}
+            self._program(self.mapping.refreshed(g, self.device), t_seconds)
+
+    # -- costs --------------------------------------------------------------------------------------
+
+    @property
+    def pulses(self) -> int:
+        """Pulses that all cells have received."""
+        return sum(int(cells.pulses.sum()) for cells in self.cells.values())
+
+    @property
+    def cell_count(self) -> int:
+        return sum(cells.pulses.numel() for cells in self.cells.values())
 
     @property
     def pulses_per_cell(self) -> float:
         """Mean number of pulses a cell has received."""
-        return 0.5 * (self.plus.pulses.double().mean() + self.minus.pulses.double().mean()).item()
+        return self.pulses / self.cell_count
+
+    @property
+    def joules(self) -> tuple[float, float] | None:
+        """Energy of all write pulses and of all reads so far, J, as if the cells had always been as they are now; None
+        where the device does not say its voltages."""
+        operation = self.device.operation
+        if operation is None:
+            return None
+        siemens = [cells.conductance.double() for cells in self.cells.values()]
+        pulsed = sum((cells.pulses * g).sum() for cells, g in zip(self.cells.values(), siemens, strict=True))
+        write = operation.joules_per_write_siemens * float(pulsed)
+        return write, operation.joules_per_read_siemens * self.reads * float(sum(g.sum() for g in siemens))
+
+    # -- saving -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        return {"plus": self.plus.state_dict(), "minus": self.minus.state_dict(), "w_max": self.w_max}
+        return {
+            "cells": {name: cells.state_dict() for name, cells in self.cells.items()},
+            "w_max": self.w_max,
+            "writes": self.writes,
+            "reads": self.reads,
+            "failed": self.failed,
+            "gain": self.gain,
+            "baseline": self._baseline,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         where = self.rng.device
-        self.w_max = state["w_max"]
-        self.plus = Cells.from_state_dict(state["plus"]).to(where)
-        self.minus = Cells.from_state_dict(state["minus"]).to(where)
+        self.w_max, self.failed = state["w_max"], state["failed"]
+        self.writes, self.reads = state["writes"], state["reads"]
+        self.gain, self._baseline = (
+            None if state[name] is None else state[name].to(where) for name in ("gain", "baseline")
+        )
+        self.cells = {name: Cells.from_state_dict(cells).to(where) for name, cells in state["cells"].items()}

@@ -12,37 +12,54 @@ from devices.base import Cells, Device
 from devices.bits import with_bits
 from devices.cell import MemoryCell
 from devices.constant_step import ConstantStepPulses
-from devices.drift import Drift, PCMDrift, PowerLawDrift
-from devices.faults import StuckCells
+from devices.drift import Drift, Leak, PCMDrift, PowerLawDrift
+from devices.exponential_step import ExponentialPulses
+from devices.faults import Endurance, StuckCells
 from devices.files import load, resolve, save
 from devices.ideal import Ideal
 from devices.level_pulses import LevelPulses
+from devices.linear_step import LinearPulses
+from devices.operation import Operation
+from devices.power_step import PowerPulses
 from devices.presets import describe, preset, preset_names
 from devices.programming import PolynomialProgrammingNoise, ProgrammingNoise, WindowProgrammingNoise
 from devices.pulses import PulseModel
-from devices.read_noise import PCMReadNoise, ReadNoise, WhiteReadNoise
+from devices.read_noise import FlickerReadNoise, PCMReadNoise, ReadNoise, WhiteReadNoise
 from devices.soft_bounds import SoftBoundsPulses
 from devices.step_pulses import StepPulses
+from devices.table_step import TablePulses
+from devices.verify import ProgramVerify
 from devices.window import Window
+from devices.write_noise import HiddenStateNoise
 
 __all__ = [
     "Cells",
     "ConstantStepPulses",
     "Device",
     "Drift",
+    "Endurance",
+    "ExponentialPulses",
+    "FlickerReadNoise",
+    "HiddenStateNoise",
     "Ideal",
+    "Leak",
     "LevelPulses",
+    "LinearPulses",
     "MemoryCell",
+    "Operation",
     "PCMDrift",
     "PCMReadNoise",
     "PolynomialProgrammingNoise",
     "PowerLawDrift",
+    "PowerPulses",
+    "ProgramVerify",
     "ProgrammingNoise",
     "PulseModel",
     "ReadNoise",
     "SoftBoundsPulses",
     "StepPulses",
     "StuckCells",
+    "TablePulses",
     "WhiteReadNoise",
     "Window",
     "WindowProgrammingNoise",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from devices.checks import check_dtype
+from devices.operation import Operation
 from devices.window import Window
 
 
@@ -20,13 +22,16 @@ class Cells:
     written_at   (rows, cols) s, time stamp of the last write; always float64, so that late stamps stay exact
     pulses       (rows, cols) int64, pulses received so far, up and down together
     params       per-cell parameters, each (rows, cols): drawn at fabrication (bounds `g_lo`, `g_hi`, steps
-                 `step_up`, `step_down`, all S; `stuck` -1/0/+1) or at programming (`nu_drift`)
+                 `step_up`, `step_down`, all S; `stuck`; `endurance`), at programming (`nu_drift`) or by each write
+                 (`hidden`, S)
+    memory       running state of any shape: what read noise with a correlation time was at the last read
     """
 
     conductance: Tensor
     written_at: Tensor
     pulses: Tensor
     params: dict[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape = tuple(self.conductance.shape)
@@ -36,6 +41,7 @@ class Cells:
                     f"Cells: {name} has shape {tuple(x.shape)}, conductance {shape}: all tensors of one "
                     "array share its shape (rows, cols)."
                 )
+        self._latest = float(self.written_at.max())  # so that checking the time takes no pass over the array
 
     @classmethod
     def new(cls, conductance: Tensor, params: dict[str, Tensor] | None = None) -> Cells:
@@ -60,6 +66,22 @@ class Cells:
         """Set the conductance (n,) S of the cells with flat numbers `index` (n,) and stamp them."""
         self.conductance.view(-1)[index] = g
         self.written_at.view(-1)[index] = t_seconds
+        self._latest = max(self._latest, t_seconds)
+
+    def check_time(self, t_seconds: float) -> None:
+        """ValueError if `t_seconds` is not finite or lies before the last write."""
+        if not math.isfinite(t_seconds):
+            raise ValueError(f"t_seconds = {t_seconds!r} is not allowed: give a finite time in seconds.")
+        if t_seconds < self._latest:
+            raise ValueError(
+                f"t_seconds = {t_seconds:g} s lies before the last write at {self._latest:g} s: time only runs "
+                "forward, give a time at or after the last write."
+            )
+
+    def since(self, t_seconds: float) -> Tensor:
+        """Seconds (rows, cols), float64, from each last write to `t_seconds`; errors as `check_time`."""
+        self.check_time(t_seconds)
+        return t_seconds - self.written_at
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cells:
         """A copy on `device`; `dtype` applies to conductances and floating parameters, not to time stamps."""
@@ -74,6 +96,7 @@ class Cells:
             written_at=self.written_at.to(device=device, copy=True),
             pulses=move(self.pulses),
             params={name: move(x) for name, x in self.params.items()},
+            memory={name: x if x.ndim == 0 else move(x) for name, x in self.memory.items()},
         )
 
     def clone(self) -> Cells:
@@ -88,18 +111,19 @@ class Cells:
             "written_at": copy.written_at,
             "pulses": copy.pulses,
             "params": copy.params,
+            "memory": copy.memory,
         }
 
     @classmethod
     def from_state_dict(cls, d: dict) -> Cells:
         """Cells from a `state_dict()`; the dict stays untouched. ValueError names wrong keys."""
-        wanted = {"conductance", "written_at", "pulses", "params"}
+        wanted = {"conductance", "written_at", "pulses", "params", "memory"}
         if set(d) != wanted:
             raise ValueError(
                 f"Cells state has missing keys {sorted(wanted - set(d))} and unknown keys "
                 f"{sorted(set(d) - wanted)}: pass what Cells.state_dict() returned."
             )
-        return cls(**{**d, "params": dict(d["params"])}).clone()
+        return cls(**{**d, "params": dict(d["params"]), "memory": dict(d["memory"])}).clone()
 
 
 @dataclass(frozen=True)
@@ -108,6 +132,7 @@ class Device(ABC):
 
     g_min_siemens, g_max_siemens  window of conductances that may be programmed, 0 <= g_min < g_max <= 1 S
     source                        where the settings come from, shown to users
+    operation                     voltages and times of pulses and reads, for energy; None: not known
 
     A technology of one's own: subclass, make it a frozen dataclass, write the four verbs and `step_siemens`.
     """
@@ -115,6 +140,7 @@ class Device(ABC):
     g_min_siemens: float
     g_max_siemens: float
     source: str = field(default="", kw_only=True)
+    operation: Operation | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         Window(self.g_min_siemens, self.g_max_siemens)
@@ -122,11 +148,20 @@ class Device(ABC):
             raise ValueError(
                 f"source = {self.source!r} is not allowed: it must be a string, e.g. a citation."
             )
+        if not isinstance(self.operation, Operation | None):
+            raise ValueError(
+                f"operation = {self.operation!r} is not allowed: it must be an Operation, or None where not known."
+            )
 
     @property
     def window(self) -> Window:
         """The conductance window."""
         return Window(self.g_min_siemens, self.g_max_siemens)
+
+    @property
+    def one_sided(self) -> bool:
+        """True where pulses only potentiate: a lower conductance takes `program`, which resets the cell."""
+        return False
 
     @property
     @abstractmethod
@@ -158,8 +193,8 @@ class Device(ABC):
     def pulse(self, cells: Cells, counts: Tensor, rng: torch.Generator, t_seconds: float = 0.0) -> None:
         """Apply `counts` (rows, cols) pulses, integer: + potentiates, - depresses, 0 leaves alone; in place.
 
-        ValueError: no pulses in this technology, a dtype that is not integer, or `t_seconds` before the last
-        write.
+        ValueError: no pulses in this technology, or none down; a dtype that is not integer; `t_seconds` before the
+        last write.
         """
 
     @abstractmethod

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from devices.base import Cells, Device
-from devices.checks import check_counts, check_dtype, check_shape, check_target, seconds_since
+from devices.checks import check_counts, check_dtype, check_shape, check_target
 from devices.drift import Drift
-from devices.faults import StuckCells
+from devices.faults import Endurance, StuckCells
 from devices.programming import ProgrammingNoise
 from devices.pulses import PulseModel
 from devices.read_noise import ReadNoise
 from devices.window import Window
+from devices.write_noise import HiddenStateNoise
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class MemoryCell(Device):
 
     g_min_siemens, g_max_siemens  the window of programmable conductances, 0 <= g_min < g_max <= 1 S
     levels       finite levels: `program` rounds to the nearest of 2 to 65536 equidistant conductances
-    pulses       how a pulse moves the cell (SoftBoundsPulses, ConstantStepPulses, LevelPulses)
-    programming  error of a write (WindowProgrammingNoise, PolynomialProgrammingNoise)
-    read_noise   error of a measurement (WhiteReadNoise, PCMReadNoise)
-    drift        relaxation after a write (PowerLawDrift, PCMDrift)
-    faults       cells that do not move (StuckCells)
+    pulses       how a pulse moves the cell (SoftBoundsPulses, LinearPulses, TablePulses, ...)
+    programming  error of a write by `program` (WindowProgrammingNoise, PolynomialProgrammingNoise, ...)
+    write_noise  fluctuation of every write around a hidden state (HiddenStateNoise); needs pulses
+    read_noise   error of a measurement (WhiteReadNoise, FlickerReadNoise, PCMReadNoise)
+    drift        relaxation after a write (PowerLawDrift, PCMDrift, Leak, ...)
+    faults       cells that do not move, and dead lines (StuckCells)
+    endurance    pulses until a cell is stuck where it is (Endurance); needs pulses
     source       where the numbers come from, shown to users
 
     Physical limits, not argument checks: a write ends inside the bounds of the cell itself, which the pulse
@@ -41,6 +44,8 @@ class MemoryCell(Device):
     read_noise: ReadNoise | None = None
     drift: Drift | None = None
     faults: StuckCells | None = None
+    write_noise: HiddenStateNoise | None = None
+    endurance: Endurance | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,6 +55,8 @@ class MemoryCell(Device):
             "read_noise": ReadNoise,
             "drift": Drift,
             "faults": StuckCells,
+            "write_noise": HiddenStateNoise,
+            "endurance": Endurance,
         }
         for name, kind in kinds.items():
             part = getattr(self, name)
@@ -57,6 +64,12 @@ class MemoryCell(Device):
                 raise ValueError(
                     f"MemoryCell.{name} = {part!r} is not allowed: it must be a {kind.__name__}, or None to "
                     "leave it out."
+                )
+        for name in ("write_noise", "endurance"):
+            if getattr(self, name) is not None and self.pulses is None:
+                raise ValueError(
+                    f"MemoryCell.{name} = {getattr(self, name)!r} is not allowed without pulses: it is about them. "
+                    "Leave it out, or give the cell a pulse model."
                 )
         window = self.window  # checks the levels
         if self.pulses is not None:
@@ -71,6 +84,11 @@ class MemoryCell(Device):
     def step_siemens(self) -> float | None:
         """Nominal change per pulse at mid-window, S; None without a pulse model."""
         return None if self.pulses is None else self.pulses.step_siemens(self.window)
+
+    @property
+    def one_sided(self) -> bool:
+        """As of the pulse model."""
+        return self.pulses is not None and self.pulses.one_sided
 
     def fabricate(
         self,
@@ -88,9 +106,12 @@ class MemoryCell(Device):
             params |= self.pulses.fabricate(g, self.window, rng)
             g = params["g_lo"].clone()
         if self.faults is not None:
-            params["stuck"] = self.faults.draw(g, rng)
-            g[params["stuck"] < 0] = self.g_min_siemens
-            g[params["stuck"] > 0] = self.g_max_siemens
+            params["stuck"], at = self.faults.draw(g, self.window, rng)
+            g = torch.where(params["stuck"] == 0, g, at)
+        if self.endurance is not None:
+            params["endurance"] = self.endurance.draw(g, rng)
+        if self.write_noise is not None:
+            params["hidden"] = g.clone()
         if self.drift is not None:
             params |= self.drift.draw(g, self.window, rng)
         return Cells.new(g, params)
@@ -102,7 +123,7 @@ class MemoryCell(Device):
         that are programmed. ValueError as in Device.program.
         """
         g_target = check_target(g_target, cells.conductance, self.g_min_siemens, self.g_max_siemens)
-        seconds_since(cells.written_at, t_seconds)
+        cells.check_time(t_seconds)
         index = self._sound(cells, g_target.isnan().logical_not_().view(-1).nonzero().squeeze(1))
         g, window = g_target.view(-1)[index], self.window
         if self.levels is not None:
@@ -117,7 +138,7 @@ class MemoryCell(Device):
         if self.drift is not None:
             for name, x in self.drift.draw(g, window, rng).items():
                 cells.params[name].view(-1)[index] = x
-        cells.write(index, g, t_seconds)
+        self._write(cells, index, g, rng, t_seconds)
 
     def pulse(self, cells: Cells, counts: Tensor, rng: torch.Generator, t_seconds: float = 0.0) -> None:
         """Apply `counts` (rows, cols) integer pulses in place; only cells with a count cost anything.
@@ -132,28 +153,55 @@ class MemoryCell(Device):
                 "one, e.g. dataclasses.replace(device, pulses=SoftBoundsPulses(steps=63))."
             )
         counts = check_counts(counts, cells.conductance).reshape(-1)
-        since = seconds_since(cells.written_at, t_seconds).view(-1)
+        cells.check_time(t_seconds)
         pulsed = counts.nonzero().squeeze(1)
-        cells.pulses.view(-1)[pulsed] += counts[pulsed].abs()
-        index = self._sound(cells, pulsed)
-        params = cells.at(index)
-        g = cells.conductance.view(-1)[index]
+        todo = counts[pulsed]
+        if self.one_sided and bool((todo < 0).any()):
+            raise ValueError(
+                f"counts ask {int((todo < 0).sum())} cell(s) to go down, but pulses of this device only potentiate: "
+                "reset such cells with program(), or use a mapping for one-sided cells (OneSidedPair)."
+            )
+        before = cells.pulses.view(-1)[pulsed]
+        cells.pulses.view(-1)[pulsed] = before + todo.abs()
+        if self.endurance is not None:  # the last pulses of a cell still move it
+            left = (cells.params["endurance"].view(-1)[pulsed].floor() - before).clamp_(min=0).to(torch.int64)
+            todo = todo.sign() * torch.minimum(todo.abs(), left)
+        able = todo != 0
+        if self.faults is not None:
+            able &= cells.params["stuck"].view(-1)[pulsed] == 0
+        if not able.all():
+            pulsed, todo = pulsed[able], todo[able]
+        params = cells.at(pulsed)
+        g = cells.conductance.view(-1)[pulsed] if self.write_noise is None else params["hidden"]
         if self.drift is not None:
-            g = self.drift.after(since[index], g, params)
-        cells.write(index, self.pulses.apply(g, counts[index], params, self.window, rng), t_seconds)
+            since = t_seconds - cells.written_at.view(-1)[pulsed]
+            g = self.drift.after(since, g, params)
+        g = self.pulses.apply(g, todo, params, self.window, rng)
+        self._write(cells, pulsed, g, rng, t_seconds)
 
     def read(self, cells: Cells, rng: torch.Generator, t_seconds: float = 0.0) -> Tensor:
         """Measure all cells at `t_seconds`: (rows, cols) S, a new tensor, 0 or more. Errors: Device.read."""
-        since = seconds_since(cells.written_at, t_seconds)
+        cells.check_time(t_seconds)
         g = cells.conductance
         if self.drift is not None:
-            g = self.drift.after(since, g, cells.params)
+            g = self.drift.after(cells.since(t_seconds), g, cells.params)
             if self.faults is not None:
                 g = torch.where(cells.params["stuck"] == 0, g, cells.conductance)
         if self.read_noise is not None:
-            g = self.read_noise.apply(g, cells.conductance, since, self.window, rng)
+            g = self.read_noise.apply(cells, g, cells.since(t_seconds), self.window, t_seconds, rng)
         return g.clamp(min=0)
 
+    def _write(self, cells: Cells, index: Tensor, g: Tensor, rng: torch.Generator, t_seconds: float) -> None:
+        """Leave the cells with flat numbers `index` (n,) in the states `g` (n,) S."""
+        if self.write_noise is not None:
+            cells.params["hidden"].view(-1)[index] = g
+            g = self.write_noise.apply(g, self.step_siemens, rng)
+        cells.write(index, g, t_seconds)
+
     def _sound(self, cells: Cells, index: Tensor) -> Tensor:
-        """Those of the flat cell numbers `index` (n,) that are not stuck."""
-        return index if self.faults is None else index[cells.params["stuck"].view(-1)[index] == 0]
+        """Those of the flat cell numbers `index` (n,) that are neither stuck nor worn out."""
+        if self.faults is not None:
+            index = index[cells.params["stuck"].view(-1)[index] == 0]
+        if self.endurance is not None:
+            index = index[cells.params["endurance"].view(-1)[index] > cells.pulses.view(-1)[index]]
+        return index

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -25,6 +23,13 @@ def check_number(
     raise ValueError(
         f"{name} = {value!r} is not allowed: it must be {noun} from {low:g} to {high:g}. {way_out}"
     )
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        allowed = ", ".join(map(repr, choices))
+        raise ValueError(f"{name} = {value!r} is not allowed: choose one of {allowed}.")
 
 
 def check_shape(shape: object) -> tuple[int, int]:
@@ -79,16 +84,3 @@ def check_counts(counts: Tensor, like: Tensor) -> Tensor:
             "cell, 0 for no pulse."
         )
     return counts.to(torch.int64)
-
-
-def seconds_since(written_at: Tensor, t_seconds: float) -> Tensor:
-    """Seconds (rows, cols), float64, from each last write to `t_seconds`; ValueError if time runs back."""
-    if not math.isfinite(t_seconds):
-        raise ValueError(f"t_seconds = {t_seconds!r} is not allowed: give a finite time in seconds.")
-    since = t_seconds - written_at
-    if since.min() < 0:
-        raise ValueError(
-            f"t_seconds = {t_seconds:g} s lies before the last write at {float(written_at.max()):g} s: time "
-            "only runs forward, give a time at or after the last write."
-        )
-    return since

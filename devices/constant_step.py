@@ -17,6 +17,6 @@ class ConstantStepPulses(StepPulses):
     Source: Gokmen & Vlasov, Front. Neurosci. 10:333 (2016), in siemens.
     """
 
-    def profile(self, g: Tensor, up: Tensor, g_lo: Tensor, g_hi: Tensor) -> float:
+    def profile(self, x: Tensor, up: Tensor) -> float:
         """1: the step does not depend on the state."""
         return 1.0

@@ -20,3 +20,8 @@ def spread_factor(x: Tensor, sigma: float, rng: torch.Generator) -> Tensor:
     if sigma == 0:
         return torch.ones_like(x)
     return (1 + sigma * normal_like(x, rng)).abs_()
+
+
+def lognormal_factor(x: Tensor, sigma: float, rng: torch.Generator) -> Tensor:
+    """Positive factors exp(sigma xi) shaped like `x`, of median 1; ones, without a draw, for sigma = 0."""
+    return torch.ones_like(x) if sigma == 0 else (sigma * normal_like(x, rng)).exp_()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from devices.checks import check_number
-from devices.draws import normal_like
+from devices.draws import normal_like, spread_factor
 from devices.window import Window
 
 
@@ -80,6 +80,38 @@ class PCMDrift(Drift):
     def after(self, since: Tensor, g: Tensor, params: dict[str, Tensor]) -> Tensor:
         """The power law with this cell's exponent."""
         return _power_law(since, g, params["nu_drift"], self.t0_seconds)
+
+
+@dataclass(frozen=True)
+class Leak(Drift):
+    """Exponential relaxation to a rest, `g(t) = g_rest + (g - g_rest) exp(-t / tau)`: the charge of a capacitor.
+
+    tau_seconds  time constant, 1e-9 to 1e15 s
+    rest         where it relaxes to, over the window: 0 is g_min, 0.5 mid-window, 1 g_max
+    sigma_tau    spread of tau from cell to cell and write to write, relative, 0 to 1
+    """
+
+    tau_seconds: float
+    rest: float = 0.5
+    sigma_tau: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("Leak.tau_seconds", self.tau_seconds, 1e-9, 1e15, "It is in seconds.")
+        check_number("Leak.rest", self.rest, 0, 1, "It is a share of the window: 0.5 is its middle.")
+        check_number("Leak.sigma_tau", self.sigma_tau, 0, 1, "It is relative: 0.1 is 10 %.")
+
+    def draw(self, g: Tensor, window: Window, rng: torch.Generator) -> dict[str, Tensor]:
+        """`leak_rate`, 1/s, and `leak_rest`, S."""
+        rest = torch.full_like(g, window.g_min_siemens + self.rest * window.span)
+        return {
+            "leak_rate": 1 / (self.tau_seconds * spread_factor(g, self.sigma_tau, rng)),
+            "leak_rest": rest,
+        }
+
+    def after(self, since: Tensor, g: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """The exponential above."""
+        left = torch.exp(-since * params["leak_rate"]).to(g.dtype)
+        return params["leak_rest"] + (g - params["leak_rest"]) * left
 
 
 def _power_law(since: Tensor, g: Tensor, nu: Tensor, t0_seconds: float) -> Tensor:

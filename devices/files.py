@@ -18,14 +18,20 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 from devices.base import Device
 from devices.cell import MemoryCell
 from devices.constant_step import ConstantStepPulses
-from devices.drift import PCMDrift, PowerLawDrift
-from devices.faults import StuckCells
+from devices.drift import Leak, PCMDrift, PowerLawDrift
+from devices.exponential_step import ExponentialPulses
+from devices.faults import Endurance, StuckCells
 from devices.ideal import Ideal
 from devices.level_pulses import LevelPulses
+from devices.linear_step import LinearPulses
+from devices.operation import Operation
+from devices.power_step import PowerPulses
 from devices.presets import preset
 from devices.programming import PolynomialProgrammingNoise, WindowProgrammingNoise
-from devices.read_noise import PCMReadNoise, WhiteReadNoise
+from devices.read_noise import FlickerReadNoise, PCMReadNoise, WhiteReadNoise
 from devices.soft_bounds import SoftBoundsPulses
+from devices.table_step import TablePulses
+from devices.write_noise import HiddenStateNoise
 
 _TYPES = (
     Ideal,
@@ -33,13 +39,22 @@ _TYPES = (
     LevelPulses,
     SoftBoundsPulses,
     ConstantStepPulses,
+    LinearPulses,
+    ExponentialPulses,
+    PowerPulses,
+    TablePulses,
     WindowProgrammingNoise,
     PolynomialProgrammingNoise,
     WhiteReadNoise,
+    FlickerReadNoise,
     PCMReadNoise,
     PowerLawDrift,
     PCMDrift,
+    Leak,
     StuckCells,
+    Endurance,
+    HiddenStateNoise,
+    Operation,
 )
 
 

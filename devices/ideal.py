@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from devices.base import Cells, Device
-from devices.checks import check_dtype, check_shape, check_target, seconds_since
+from devices.checks import check_dtype, check_shape, check_target
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Ideal(Device):
     def program(self, cells: Cells, g_target: Tensor, rng: torch.Generator, t_seconds: float = 0.0) -> None:
         """Set the cells to `g_target` (rows, cols) S; NaN leaves a cell untouched."""
         g = check_target(g_target, cells.conductance, self.g_min_siemens, self.g_max_siemens)
-        seconds_since(cells.written_at, t_seconds)
+        cells.check_time(t_seconds)
         index = g.isnan().logical_not_().view(-1).nonzero().squeeze(1)
         cells.write(index, g.view(-1)[index], t_seconds)
 
@@ -50,5 +50,5 @@ class Ideal(Device):
 
     def read(self, cells: Cells, rng: torch.Generator, t_seconds: float = 0.0) -> Tensor:
         """The programmed conductances (rows, cols) S, a copy."""
-        seconds_since(cells.written_at, t_seconds)
+        cells.check_time(t_seconds)
         return cells.conductance.clone()

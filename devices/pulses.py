@@ -11,7 +11,12 @@ from devices.window import Window
 
 
 class PulseModel(ABC):
-    """How pulses move a cell. A new model is a frozen dataclass with these five methods in its own file."""
+    """How pulses move a cell. A new model is a frozen dataclass with these five methods in its own file.
+
+    one_sided: True where pulses only potentiate. Where pulses step along a curve, `StepPulses` needs only the curve.
+    """
+
+    one_sided: bool = False
 
     def check(self, window: Window) -> None:
         """Raise ValueError if this model makes no sense in `window`."""

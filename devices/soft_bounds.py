@@ -21,6 +21,6 @@ class SoftBoundsPulses(StepPulses):
     asymmetry = 0. Source: linear step with full saturation, e.g. Rasch et al., AICAS 2021, in siemens.
     """
 
-    def profile(self, g: Tensor, up: Tensor, g_lo: Tensor, g_hi: Tensor) -> Tensor:
+    def profile(self, x: Tensor, up: Tensor) -> Tensor:
         """Twice the fraction of the cell's range that lies ahead: 2 at the far bound, 0 on arrival."""
-        return 2 * torch.where(up, g_hi - g, g - g_lo) / (g_hi - g_lo)
+        return 2 * torch.where(up, 1 - x, x)

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from devices.checks import check_number
-from devices.draws import normal_like, spread_factor
+from devices.checks import check_choice, check_number
+from devices.draws import lognormal_factor, normal_like, spread_factor
 from devices.pulses import PulseModel
 from devices.window import Window
 
 
 @dataclass(frozen=True)
 class StepPulses(PulseModel):
-    """Every pulse moves a cell by `step x profile(g) x (1 + sigma_c2c xi)`, then its own bounds clip it.
+    """Every pulse moves a cell by `step x profile(x)` and noise, then its own bounds clip it.
 
-    A subclass gives `profile`, the step at g relative to the step at mid-window (soft bounds, constant, ...).
-    The step family is that of Gokmen & Vlasov, Front. Neurosci. 10:333 (2016), in siemens.
+    A subclass gives `profile`: how the step depends on the place x in the cell's own range (soft bounds, constant,
+    exponential, ...). The step family is that of Gokmen & Vlasov, Front. Neurosci. 10:333 (2016), in siemens.
 
-    steps            pulses across the window at the mid-window slope, so step = (g_max - g_min) / steps;
+    steps            pulses across the window where profile = 1, so step = (g_max - g_min) / steps;
                      1 to 1e7, need not be whole. 63 makes a 6-bit cell
     sigma_dtod       device-to-device spread of the step, relative; 0 to 2
-    sigma_c2c        cycle-to-cycle spread, relative to the move of that pulse, drawn per pulse; 0 to 100
+    sigma_c2c        cycle-to-cycle spread, drawn per pulse, relative to `c2c_of`; 0 to 100
     asymmetry        up steps are (1 + asymmetry) and down steps (1 - asymmetry) times the step; -0.99 to 0.99
     sigma_asymmetry  device-to-device spread of the asymmetry; 0 to 1
     sigma_bounds     device-to-device spread of each bound, relative to half the window; 0 to 1
+    c2c_of           "move": noise is relative to the move of that pulse; "step": to the cell's step, wherever it is
+    dtod             "normal" or "log-normal" spread of the step
+    one_sided        pulses only potentiate; going down takes a reset (phase-change memory)
 
-    Fabrication draws per cell, with f(sigma) = |1 + sigma xi| (the absolute value keeps it positive):
+    Fabrication draws per cell, with f(sigma) = |1 + sigma xi| (the absolute value keeps it positive), or
+    exp(sigma xi) where the spread of the step is log-normal:
         step_up   = step f(sigma_dtod) |1 + a|    a = asymmetry + sigma_asymmetry xi
         step_down = step f(sigma_dtod) |1 - a|    the same f and a: a large cell is large in both directions
         g_hi = middle + span/2 f(sigma_bounds)    g_lo = max(0, middle - span/2 f'(sigma_bounds))
@@ -41,6 +46,9 @@ class StepPulses(PulseModel):
     asymmetry: float = 0.0
     sigma_asymmetry: float = 0.0
     sigma_bounds: float = 0.0
+    c2c_of: Literal["move", "step"] = "move"
+    dtod: Literal["normal", "log-normal"] = "normal"
+    one_sided: bool = False
 
     def __post_init__(self) -> None:
         owner = type(self).__name__
@@ -48,24 +56,37 @@ class StepPulses(PulseModel):
             "steps": (1, 1e7, "It counts the pulses across the window: 2**bits - 1, 63 for a 6-bit cell."),
             "sigma_dtod": (0, 2, "It is relative to the step: 0.3 is 30 %."),
             "sigma_c2c": (0, 100, "It is relative to the step: 0.3 is 30 %."),
-            "asymmetry": (
-                -0.99,
-                0.99,
-                "0 is symmetric; 0.1: up 10 % larger, down smaller.",
-            ),
+            "asymmetry": (-0.99, 0.99, "0 is symmetric; 0.1: up 10 % larger, down smaller."),
             "sigma_asymmetry": (0, 1, "It is the spread of the asymmetry: 0.01 is 1 %."),
             "sigma_bounds": (0, 1, "It is relative to half the window: 0.3 is 30 %."),
         }
         for name, (low, high, way_out) in limits.items():
             check_number(f"{owner}.{name}", getattr(self, name), low, high, way_out)
+        check_choice(f"{owner}.c2c_of", self.c2c_of, ("move", "step"))
+        check_choice(f"{owner}.dtod", self.dtod, ("normal", "log-normal"))
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether one pulse differs from the next."""
+        return self.sigma_c2c > 0
 
     @abstractmethod
-    def profile(self, g: Tensor, up: Tensor, g_lo: Tensor, g_hi: Tensor) -> Tensor | float:
-        """Step at `g` (n,) S over the step at mid-window, for pulses that go `up` (n,) bool or down."""
+    def profile(self, x: Tensor, up: Tensor) -> Tensor | float:
+        """Move of a pulse over the cell's step, >= 0. x (n,): 0 at the lower, 1 at the upper bound of the cell
+        itself; up (n,) bool: the pulse potentiates."""
+
+    def spread(self, move: Tensor, step: Tensor, x: Tensor) -> Tensor:
+        """Standard deviation (n,) of a pulse whose mean is `move` (n,), on cells of these steps (n,) at x (n,)."""
+        return self.sigma_c2c * (move if self.c2c_of == "move" else step)
 
     def step_siemens(self, window: Window) -> float:
-        """The window's span over `steps`, S."""
-        return window.span / self.steps
+        """Mean of an up and a down step at mid-window, S."""
+        middle = torch.full((2,), 0.5, dtype=torch.float64)
+        profile = torch.as_tensor(self.profile(middle, torch.tensor([True, False]))).double().expand(2)
+        up, down = profile.tolist()
+        if self.one_sided:
+            return window.span / self.steps * (1 + self.asymmetry) * up
+        return window.span / self.steps * 0.5 * ((1 + self.asymmetry) * up + (1 - self.asymmetry) * down)
 
     def with_steps(self, steps: int) -> StepPulses:
         """The same model with `steps` pulses across the window."""
@@ -73,7 +94,8 @@ class StepPulses(PulseModel):
 
     def fabricate(self, blank: Tensor, window: Window, rng: torch.Generator) -> dict[str, Tensor]:
         """Draw `step_up`, `step_down`, `g_lo` and `g_hi`, all S; see the class."""
-        step = self.step_siemens(window) * spread_factor(blank, self.sigma_dtod, rng)
+        factor = lognormal_factor if self.dtod == "log-normal" else spread_factor
+        step = window.span / self.steps * factor(blank, self.sigma_dtod, rng)
         asymmetry = torch.full_like(blank, self.asymmetry)
         if self.sigma_asymmetry:
             asymmetry += self.sigma_asymmetry * normal_like(blank, rng)
@@ -96,12 +118,16 @@ class StepPulses(PulseModel):
             return g
         todo, order = counts.abs().sort(descending=True, stable=True)
         up = counts[order] > 0
-        g, g_lo, g_hi = g[order], params["g_lo"][order], params["g_hi"][order]
-        step = torch.where(up, params["step_up"][order], -params["step_down"][order])
+        g, low = g[order], params["g_lo"][order]
+        width = params["g_hi"][order] - low
+        step = torch.where(up, params["step_up"][order], -params["step_down"][order]) / width
+        x = (g - low) / width
         finished = todo.bincount().cumsum(0)[:-1]  # [k]: cells with at most k pulses
         for n in (len(g) - finished).tolist():
-            move = step[:n] * self.profile(g[:n], up[:n], g_lo[:n], g_hi[:n])
-            if self.sigma_c2c:
-                move *= 1 + self.sigma_c2c * normal_like(move, rng)
-            g[:n] = (g[:n] + move).clamp_(g_lo[:n], g_hi[:n])
+            move = step[:n] * self.profile(x[:n], up[:n])
+            if self.is_noisy:
+                noise = normal_like(move, rng)
+                move += noise.mul_(self.spread(move, step[:n], x[:n]))
+            x[:n] = (x[:n] + move).clamp_(0, 1)
+        g = torch.minimum(low + x * width, params["g_hi"][order])  # not beyond it by a rounding
         return torch.empty_like(g).index_copy_(0, order, g)

@@ -124,7 +124,10 @@ class Learner:
     @torch.no_grad()
     def outputs(self, x: Tensor) -> Tensor:
         """Outputs (N, C) at the free equilibrium, with the chip as read now. x (N, d)."""
-        params = self.circuit.params() if self.chip is None else self.chip.read()
+        if self.chip is None:
+            params = self.circuit.params()
+        else:
+            params, x = self.chip.read(), self.chip.drive(x)
         systems = (self.circuit.bind(params, part) for part in x.split(2000))
         return torch.cat([system.readout(settle(system, solver=Sweep(1e-4)).state) for system in systems])
 

@@ -52,19 +52,19 @@ def declare(trace: Trace, learners: list[Learner]) -> None:
         trace.declare(f"training_{slug(learner.name)}", along="step", variables=STEP_SERIES)
         trace.declare(f"epochs_{slug(learner.name)}", along="epoch", variables=EPOCH_SERIES)
         for name, crossbar in _crossbars(learner).items():
-            rows, columns = crossbar.plus.shape
-            kind = {"dims": ("row", "column"), "dtype": "float32"}
-            pair = {
-                side: Variable("S", f"conductance of the {side} cell", **kind) for side in ("plus", "minus")
-            }
-            dims = {"row": rows, "column": columns}
-            trace.declare(conductances(name), along="epoch", dims=dims, variables=pair)
+            dims, arrays = {}, {}
+            for array, cells in crossbar.cells.items():
+                # an array common to many weights has rows of its own
+                row = "row" if cells.shape == crossbar.shape else f"{array}_row"
+                dims |= {row: cells.shape[0], "column": cells.shape[1]}
+                arrays[array] = Variable("S", f"conductance of the {array} cells", (row, "column"), "float32")
+            trace.declare(conductances(name), along="epoch", dims=dims, variables=arrays)
 
 
 def start(trace: Trace, learner: Learner) -> None:
     """Record the chip as programmed, before any training."""
     for name, crossbar in _crossbars(learner).items():
-        rows, columns = crossbar.plus.shape
+        rows, columns = crossbar.shape
         kind = {"dims": ("row", "column"), "dtype": "float32"}
         trace.write(
             programmed(name),
@@ -97,8 +97,9 @@ def _crossbars(learner: Learner) -> dict[str, Crossbar]:
 
 def _record_conductances(trace: Trace, learner: Learner, number: int) -> None:
     for name, crossbar in _crossbars(learner).items():
-        pair = {"plus": crossbar.plus.conductance, "minus": crossbar.minus.conductance}
-        trace.append(conductances(name), number, pair)
+        trace.append(
+            conductances(name), number, {array: cells.conductance for array, cells in crossbar.cells.items()}
+        )
 
 
 def transient(trace: Trace, learner: Learner, number: int, x: Tensor, target: Tensor) -> None:

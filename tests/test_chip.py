@@ -203,7 +203,8 @@ def test_a_snapshot_does_not_follow_the_chip():
     for name in (W1, W2):
         for side in ("plus", "minus"):
             assert torch.equal(
-                state["crossbars"][name][side]["conductance"], frozen["crossbars"][name][side]["conductance"]
+                state["crossbars"][name]["cells"][side]["conductance"],
+                frozen["crossbars"][name]["cells"][side]["conductance"],
             )
         assert torch.equal(state["last"][name], frozen["last"][name])
 
@@ -247,7 +248,7 @@ def test_kernels_live_on_crossbars_as_matrices():
     circuit = FeedforwardCircuit(nn.Sequential(*modules), input_shape=(2, 3, 3))
     before = {name: p.detach().clone() for name, p in circuit.params().items()}
     chip = Chip(circuit, devices.preset("ideal"), generator())
-    assert chip.crossbars["model.0.weight"].plus.conductance.shape == (3, 8)
+    assert chip.crossbars["model.0.weight"].cells["plus"].conductance.shape == (3, 8)
     assert set(chip.crossbars) == {"model.0.weight", "model.4.weight"}
     read = chip.read()
     assert all(torch.allclose(read[name], before[name], atol=1e-6) for name in before)

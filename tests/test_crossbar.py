@@ -53,7 +53,7 @@ def test_an_ideal_pair_reads_what_was_programmed(seed, rows, columns, w_max, low
     array.program(weight)
     # the pair's conductances are of the size of g_max: that over the span is what rounding is magnified by
     assert torch.allclose(array.read(), weight, rtol=0, atol=tolerance * w_max * (low + span) / span)
-    g_plus, g_minus = array.plus.conductance, array.minus.conductance
+    g_plus, g_minus = array.cells["plus"].conductance, array.cells["minus"].conductance
     assert torch.allclose(g_plus - g_minus, weight * (span / w_max), rtol=0, atol=tolerance * (low + span))
     assert torch.allclose(0.5 * (g_plus + g_minus), torch.full_like(g_plus, low + span / 2), rtol=1e-6)
 
@@ -68,8 +68,12 @@ def test_single_precision_reads_a_programmed_weight_to_a_millionth():
 def test_the_largest_weight_has_one_cell_at_each_end_of_the_window():
     array = crossbar(Ideal(5e-6, 65e-6), (1, 3), 0.7)
     array.program(torch.tensor([[0.7, -0.7, 0.0]], dtype=torch.float64))
-    assert torch.allclose(array.plus.conductance, torch.tensor([[65e-6, 5e-6, 35e-6]], dtype=torch.float64))
-    assert torch.allclose(array.minus.conductance, torch.tensor([[5e-6, 65e-6, 35e-6]], dtype=torch.float64))
+    assert torch.allclose(
+        array.cells["plus"].conductance, torch.tensor([[65e-6, 5e-6, 35e-6]], dtype=torch.float64)
+    )
+    assert torch.allclose(
+        array.cells["minus"].conductance, torch.tensor([[5e-6, 65e-6, 35e-6]], dtype=torch.float64)
+    )
 
 
 def test_a_weight_beyond_the_range_is_counted_and_saturates():
@@ -93,7 +97,7 @@ def test_exact_levels_move_by_counts_times_the_step(seed, w_max, most):
     assert array.step == pytest.approx(2 * w_max / 255)
     assert torch.allclose(written, counts * array.step, rtol=1e-12, atol=0)
     assert torch.allclose(array.read(), written, rtol=0, atol=1e-9 * w_max)
-    assert torch.equal(array.plus.pulses, counts.abs().long())
+    assert torch.equal(array.cells["plus"].pulses, counts.abs().long())
     assert array.pulses_per_cell == counts.abs().mean().item()
 
 
@@ -218,11 +222,11 @@ def test_its_state_is_its_cells_and_its_range():
     )
     array.write(uniform((8, 5), 0.3), array.read())
     other.load_state_dict(array.state_dict())
-    assert same(array.plus, other.plus)
-    assert same(array.minus, other.minus)
+    assert same(array.cells["plus"], other.cells["plus"])
+    assert same(array.cells["minus"], other.cells["minus"])
     assert other.step == array.step
     other.write(uniform((8, 5), 0.3), other.read())
-    assert not same(array.plus, other.plus)
+    assert not same(array.cells["plus"], other.cells["plus"])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -225,7 +225,7 @@ def test_stuck_cells_fractions_and_immobility():
 def test_stuck_cell_limits():
     with pytest.raises(ValueError, match=r"fraction_at_min = 1.5 .*from 0 to 1"):
         StuckCells(fraction_at_min=1.5)
-    with pytest.raises(ValueError, match=r"fraction_at_min \+ fraction_at_max = 1.4"):
+    with pytest.raises(ValueError, match=r"fraction_at_max \+ fraction_at_random = 1.4"):
         StuckCells(0.7, 0.7)
     all_stuck = MemoryCell(1e-6, 1e-4, faults=StuckCells(0.5, 0.5)).fabricate((20, 20), generator())
     assert (all_stuck.params["stuck"] != 0).all()

@@ -141,6 +141,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
         if torch.is_inference_mode_enabled():  # its tensors could not be updated later
             raise ValueError("an optimizer cannot learn in torch.inference_mode(); use torch.no_grad()")
         read = self.circuit.params if self.chip is None else self.chip.read
+        x = x if self.chip is None else self.chip.drive(x)
         self.estimate = self.gradient.estimate(self.circuit, read, x, target, memory=self.memory)
         for name, p in self._named.items():
             p.grad = self.estimate.gradient.get(name) if p.requires_grad else None
