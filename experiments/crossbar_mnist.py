@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import devices
 from circuits import EnergyCircuit, FeedforwardCircuit, HopfieldCircuit
 from circuits.chip import Chip
+from circuits.mapping import DifferentialPair, OffsetColumn, OneSidedPair, SymmetryReference
+from circuits.periphery import Converter
 from experiments import figures, recording
 from experiments.common import Options, console, generator, launch, print_table
 from experiments.learner import Learner, update_rule
@@ -39,6 +42,15 @@ from mep_sim.optimizers import (
 )
 from mep_sim.settling import ODE, Solver, Sweep
 from mep_sim.trace import Trace
+
+
+MAPPINGS = {
+    "auto": None,
+    "pair": DifferentialPair(),
+    "one_sided": OneSidedPair(),
+    "offset": OffsetColumn(),
+    "symmetry": SymmetryReference(),
+}
 
 
 @dataclass(frozen=True)
@@ -77,12 +89,20 @@ class Config(Options):
     """Read the weights anew in every phase; else one read, with its noise, serves a whole step."""
     w_range: float = 5.0
     """Largest weight a crossbar can hold, over the root mean square of the initial weights."""
+    mapping: str = "auto"
+    """Cells of a weight: pair, one_sided, offset, symmetry (see circuits/mapping.py), or auto, as the cell wants it."""
     rounding: str = "nearest"
-    """Rounding of a weight change to whole pulses: nearest or stochastic."""
+    """Rounding of a weight change to whole pulses: nearest, stochastic or truncate."""
+    tolerance: float | None = None
+    """Program and verify the initial weights to this share of the window; None programs them once."""
+    dac_bits: int | None = None
+    """Resolution of the input, in the range of each sample; None for any."""
     write_residual: bool = True
     """Carry what whole pulses could not write to the next step."""
     step_seconds: float = 1e-3
     """Simulated time between training steps, for cells that drift."""
+    read_seconds: float = 0.0
+    """Simulated time of a read, for noise with a memory: reads closer than its correlation time share it."""
 
     solver: str = "euler"
     """How to settle: sweep (layer-wise minimisation, fast) or a torchdiffeq method: euler, rk4, dopri5 ..."""
@@ -183,6 +203,22 @@ class Config(Options):
             cell = dataclasses.replace(cell, read_noise=devices.WhiteReadNoise(self.read_noise))
         return cell
 
+    def chip(self, circuit: EnergyCircuit, cell: devices.Device, rng: torch.Generator) -> Chip:
+        """The circuit's weights on crossbars of this cell."""
+        if self.mapping not in MAPPINGS:
+            raise ValueError(f"unknown mapping {self.mapping!r}; choose one of {', '.join(MAPPINGS)}")
+        return Chip(
+            circuit,
+            cell,
+            rng,
+            w_range=self.w_range,
+            mapping=MAPPINGS[self.mapping],
+            rounding=self.rounding,
+            programming=None if self.tolerance is None else devices.ProgramVerify(self.tolerance),
+            dac=None if self.dac_bits is None else Converter(self.dac_bits),
+            read_seconds=self.read_seconds,
+        )
+
     def layer_sizes(self, data: Dataset) -> tuple[int, ...]:
         sizes = self.sizes or (data.features, *self.hidden, data.classes)
         if sizes[0] != data.features or sizes[-1] != data.classes:
@@ -253,7 +289,7 @@ def make_learners(config: Config, data: Dataset) -> list[Learner]:
         chip = None
         if cell is not None:
             rng = generator(config.seed + 1, config.device)
-            chip = Chip(circuit, cell, rng, w_range=config.w_range, rounding=config.rounding)
+            chip = config.chip(circuit, cell, rng)
         optimizer = CompositeOptimizer(
             circuit.parameters(), gradient=gradient, model=circuit, chip=chip, **strategies
         )
