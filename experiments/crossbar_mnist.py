@@ -43,7 +43,6 @@ from mep_sim.optimizers import (
 from mep_sim.settling import ODE, Solver, Sweep
 from mep_sim.trace import Trace
 
-
 MAPPINGS = {
     "auto": None,
     "pair": DifferentialPair(),
