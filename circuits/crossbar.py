@@ -52,6 +52,12 @@ class Crossbar:
         self._baseline: Tensor | None = None
 
     @property
+    def threshold(self) -> float:
+        """Smallest weight change that is written by programming: the standard deviation of what a write of two cells
+        errs by, mid-window. 0 where writes are exact."""
+        return 2**0.5 * self.device.write_error_siemens * self.mapping.scale(self.device) * self.w_max
+
+    @property
     def step(self) -> float | None:
         """Nominal weight change of a pulse; None where the device is written by programming."""
         step = self.mapping.step(self.device)
@@ -97,13 +103,14 @@ class Crossbar:
             raise ValueError(
                 "the weights to program contain NaN or infinity; check the network before the chip"
             )
+        self._program(self._targets(weight, t_seconds), t_seconds)
+        self.gain = self._baseline = None
 
+    def _targets(self, weight: Tensor, t_seconds: float) -> dict[str, Tensor]:
         def read(name: str) -> Tensor:
             return self.device.read(self.cells[name], self.rng, t_seconds)
 
-        targets = self.mapping.targets((weight / self.w_max).clamp(-1, 1), self.device, read)
-        self._program(targets, t_seconds)
-        self.gain = self._baseline = None
+        return self.mapping.targets((weight / self.w_max).clamp(-1, 1), self.device, read)
 
     def _program(self, targets: dict[str, Tensor], t_seconds: float) -> None:
         how = (
@@ -123,7 +130,8 @@ class Crossbar:
         """Change the weights by `delta`; returns what was nominally written.
 
         With pulses: whole ones, times the nominal step, and at most those across the whole range; what the
-        cells made of them shows at the next read. Without: by programming the last `read` weight plus delta.
+        cells made of them shows at the next read. Without: by programming the last `read` weight plus delta, where
+        that is more than `threshold`, for a write that errs by more than it moves does harm.
         What saturates counts as written, or a residual would wind up.
         """
         total = delta.sum()  # one pass: NaN and infinity survive it, and only they make it so
@@ -132,8 +140,7 @@ class Crossbar:
                 "the weight changes to write contain NaN or infinity; lower lr, or check gradient and data"
             )
         if self.step is None:
-            self.program(read + delta, t_seconds)
-            return delta
+            return self._rewrite(delta, read, t_seconds)
         counts = (delta / self.step).clamp_(-2 * self.w_max / self.step, 2 * self.w_max / self.step)
         if self.rounding == "stochastic":
             counts = counts.add_(torch.rand(counts.shape, generator=self.rng, device=counts.device)).floor_()
@@ -141,6 +148,15 @@ class Crossbar:
             counts = counts.round_() if self.rounding == "nearest" else counts.trunc_()
         self.pulse(counts.to(torch.int64), t_seconds)
         return counts.mul_(self.step)
+
+    def _rewrite(self, delta: Tensor, read: Tensor, t_seconds: float) -> Tensor:
+        changed = delta.abs() > self.threshold
+        targets = self._targets(read + delta, t_seconds)
+        # what weights have in common stays as it is
+        own = {name: g for name, g in targets.items() if g.shape == delta.shape}
+        self._program({name: torch.where(changed, g, torch.nan) for name, g in own.items()}, t_seconds)
+        self.gain = self._baseline = None
+        return torch.where(changed, delta, 0.0)
 
     def pulse(self, counts: Tensor, t_seconds: float = 0.0) -> None:
         """Move the weights by `counts` (rows, cols) int64 pulses; refresh the array where its mapping asks for it."""

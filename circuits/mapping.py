@@ -40,6 +40,10 @@ class Mapping(ABC):
         return {name: _fabricate(shape, device, rng, dtype) for name in ("plus", "minus")}
 
     @abstractmethod
+    def scale(self, device: Device) -> float:
+        """Change of w over that of a conductance, 1/S."""
+
+    @abstractmethod
     def weight(self, g: Arrays, device: Device) -> Tensor:
         """The weight (rows, cols), over w_max, that conductances make."""
 
@@ -73,8 +77,11 @@ def _span(device: Device) -> float:
 class _Pair(Mapping):
     """w = (G+ - G-) / span."""
 
+    def scale(self, device: Device) -> float:
+        return 1 / _span(device)
+
     def weight(self, g: Arrays, device: Device) -> Tensor:
-        return (g["plus"] - g["minus"]) / _span(device)
+        return (g["plus"] - g["minus"]) * self.scale(device)
 
 
 @dataclass(frozen=True)
@@ -136,8 +143,11 @@ class OneSidedPair(_Pair):
 class _SingleCell(Mapping):
     """w = 2 (G - G_ref) / span."""
 
+    def scale(self, device: Device) -> float:
+        return 2 / _span(device)
+
     def weight(self, g: Arrays, device: Device) -> Tensor:
-        return (g["plus"] - g["reference"]) * (2 / _span(device))
+        return (g["plus"] - g["reference"]) * self.scale(device)
 
     def step(self, device: Device) -> float | None:
         return None if device.step_siemens is None else 2 * device.step_siemens / _span(device)

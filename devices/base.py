@@ -20,7 +20,8 @@ class Cells:
 
     conductance  (rows, cols) S, conductance right after the last write: before drift and read noise
     written_at   (rows, cols) s, time stamp of the last write; always float64, so that late stamps stay exact
-    pulses       (rows, cols) int64, pulses received so far, up and down together
+    pulses       (rows, cols) int64, pulses received so far, up and down together; of a cell without pulses, direct
+                 writes
     params       per-cell parameters, each (rows, cols): drawn at fabrication (bounds `g_lo`, `g_hi`, steps
                  `step_up`, `step_down`, all S; `stuck`; `endurance`), at programming (`nu_drift`) or by each write
                  (`hidden`, S)
@@ -162,6 +163,11 @@ class Device(ABC):
     def one_sided(self) -> bool:
         """True where pulses only potentiate: a lower conductance takes `program`, which resets the cell."""
         return False
+
+    @property
+    def write_error_siemens(self) -> float:
+        """Standard deviation of a direct write by `program`, mid-window, S; 0 for an exact one."""
+        return 0.0
 
     @property
     @abstractmethod

@@ -86,6 +86,14 @@ class MemoryCell(Device):
         return None if self.pulses is None else self.pulses.step_siemens(self.window)
 
     @property
+    def write_error_siemens(self) -> float:
+        """Of the programming noise, mid-window, S."""
+        if self.programming is None:
+            return 0.0
+        middle = torch.tensor([self.window.middle], dtype=torch.float64)
+        return float(self.programming.sigma(middle, self.window))
+
+    @property
     def one_sided(self) -> bool:
         """As of the pulse model."""
         return self.pulses is not None and self.pulses.one_sided
@@ -138,6 +146,8 @@ class MemoryCell(Device):
         if self.drift is not None:
             for name, x in self.drift.draw(g, window, rng).items():
                 cells.params[name].view(-1)[index] = x
+        if self.pulses is None:
+            cells.pulses.view(-1)[index] += 1
         self._write(cells, index, g, rng, t_seconds)
 
     def pulse(self, cells: Cells, counts: Tensor, rng: torch.Generator, t_seconds: float = 0.0) -> None:

@@ -68,7 +68,7 @@ def check_target(g_target: Tensor, like: Tensor, g_min: float, g_max: float) -> 
             f"{g[outside][0].item():.6g} S: allowed are {g_min:g} to {g_max:g} S, or NaN for a cell to be "
             "left alone. Clamp or rescale the weights before programming."
         )
-    return g.to(like.dtype).clamp(g_min, g_max)
+    return g.to(like.dtype).clamp(g_min, g_max).contiguous()
 
 
 def check_counts(counts: Tensor, like: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class Ideal(Device):
         g = check_target(g_target, cells.conductance, self.g_min_siemens, self.g_max_siemens)
         cells.check_time(t_seconds)
         index = g.isnan().logical_not_().view(-1).nonzero().squeeze(1)
+        cells.pulses.view(-1)[index] += 1
         cells.write(index, g.view(-1)[index], t_seconds)
 
     def pulse(self, cells: Cells, counts: Tensor, rng: torch.Generator, t_seconds: float = 0.0) -> None:

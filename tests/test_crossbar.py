@@ -257,3 +257,19 @@ def test_what_is_not_finite_never_reaches_the_cells(device, bad):
 def test_a_setting_out_of_range_is_named_with_its_range(options, message):
     with pytest.raises(ValueError, match=message):
         crossbar(LEVELS, **options)
+
+
+def test_a_direct_write_is_made_only_where_it_moves_more_than_it_errs_by():
+    """1 % of a window of 50 uS by two cells: sqrt(2) 0.01 w_max. Weights moved by less stay, untouched."""
+    device = MemoryCell(0.0, 50e-6, programming=devices.WindowProgrammingNoise(0.01))
+    array = crossbar(device, (1, 4), w_max=2.0)
+    assert array.threshold == pytest.approx(2**0.5 * 0.01 * 2.0)
+    array.program(torch.zeros(1, 4, dtype=torch.float64))
+    before = array.read()
+    wanted = torch.tensor([[0.028, -0.029, 0.0, 0.5]], dtype=torch.float64)
+    written = array.write(wanted, before)
+    assert torch.equal(written, torch.tensor([[0.0, -0.029, 0.0, 0.5]], dtype=torch.float64))
+    assert torch.equal(array.read()[0, [0, 2]], before[0, [0, 2]])
+    assert torch.equal(array.cells["plus"].pulses, torch.tensor([[1, 2, 1, 2]]))
+    assert array.read()[0, 3].item() == pytest.approx(before[0, 3].item() + 0.5, abs=5 * array.threshold)
+    assert crossbar(devices.preset("ideal")).threshold == 0
