@@ -184,7 +184,7 @@ def test_without_pulses_the_last_read_plus_the_change_is_programmed():
     delta = torch.tensor([[0.05, -0.3, 0.5]], dtype=torch.float64)
     assert torch.equal(array.write(delta, array.read()), delta)
     assert torch.allclose(array.read(), torch.tensor([[0.15, -0.1, 1.0]], dtype=torch.float64), atol=1e-12)
-    assert array.pulses_per_cell == 0
+    assert array.pulses_per_cell == 2  # direct writes
 
 
 # -- reading -----------------------------------------------------------------------------------------
