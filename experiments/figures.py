@@ -33,20 +33,20 @@ def draw(folder: Path, trace: Trace, learners: list[Learner], epochs: int) -> No
 
 
 @contextmanager
-def _figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[np.ndarray]:
+def figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[np.ndarray]:
     # A Figure of one's own, without pyplot: nothing global, and it draws without a display.
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
+    canvas = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
     yield axes
-    figure.savefig(path, dpi=130)
+    canvas.savefig(path, dpi=130)
 
 
 def learning_curves(path: Path, trace: Trace, learners: list[Learner]) -> None:
     """Cost per step, smoothed, and validation error per epoch, of all learners."""
-    with _figure(path, 1, 2, (10, 3.8)) as axes:
+    with figure(path, 1, 2, (10, 3.8)) as axes:
         left, right = axes[0]
         for learner in learners:
             series = trace.read(f"training_{slug(learner.name)}")
@@ -62,7 +62,7 @@ def learning_curves(path: Path, trace: Trace, learners: list[Learner]) -> None:
 
 def settling(path: Path, series: dict[str, np.ndarray]) -> None:
     """How well and how fast both phases settled, step by step."""
-    with _figure(path, 1, 2, (10, 3.4)) as axes:
+    with figure(path, 1, 2, (10, 3.4)) as axes:
         left, right = axes[0]
         for name, colour in (("free_residual", FREE), ("nudged_residual", NUDGED)):
             if np.isfinite(series[name]).any():
@@ -89,7 +89,7 @@ def transient(path: Path, t: dict[str, np.ndarray], sizes: tuple[int, ...]) -> N
     moved = state[nudged] - state[begin]
     busiest = np.argsort(-np.abs(state[-1, :-outputs]))[:12]
     colours = [NUDGED if unit == target else "0.6" for unit in range(outputs)]
-    with _figure(path, 2, 3, (12, 5.6)) as axes:
+    with figure(path, 2, 3, (12, 5.6)) as axes:
         hidden, output, energy, hidden_moved, output_moved, force = axes.flat
         hidden.plot(time[free], state[free][:, busiest], lw=0.9)
         hidden.set(title="free: the 12 most active hidden units", ylabel="state")
@@ -120,7 +120,7 @@ def conductance_maps(
 ) -> None:
     """Positive cells of every array before and after training, and histograms of both."""
     low, high = 1e6 * window[0], 1e6 * window[1]
-    with _figure(path, len(arrays), 3, (11, 2.9 * len(arrays))) as axes:
+    with figure(path, len(arrays), 3, (11, 2.9 * len(arrays))) as axes:
         for row, (name, pair) in zip(axes, arrays.items(), strict=True):
             for ax, index, label in ((row[0], 0, "before"), (row[1], -1, "after")):
                 g = 1e6 * pair["plus"][index]
@@ -139,7 +139,7 @@ def conductance_maps(
 
 def programmed_scatter(path: Path, arrays: dict[str, dict[str, np.ndarray]]) -> None:
     """Weight read against weight asked for, right after programming."""
-    with _figure(path, 1, len(arrays), (4.2 * len(arrays), 4)) as axes:
+    with figure(path, 1, len(arrays), (4.2 * len(arrays), 4)) as axes:
         for ax, (name, pair) in zip(axes[0], arrays.items(), strict=True):
             target, read = pair["target"].ravel(), pair["read"].ravel()
             shown = np.linspace(0, target.size - 1, min(target.size, 8000)).astype(int)

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 
 from experiments.common import launch
 from experiments.crossbar_mnist import Config, make_learners
+from experiments.learner import Learner
 from experiments.seeds import Result, SeedsOptions, tabulate
+from mep_sim.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,12 @@ def train(_name: str, row: Row, seed: int, options: SeedsOptions) -> Result:
     """One cell: train a row at a seed; test accuracy, and the settling of the last epoch."""
     config = replace(row.config, seed=seed, smoke=options.smoke, device=options.device).shrunk()
     data = config.data()
-    learner = make_learners(config, data)[row.learner]
-    for _ in range(config.epochs):
+    return trained(make_learners(config, data)[row.learner], data)
+
+
+def trained(learner: Learner, data: Dataset) -> Result:
+    """Train to the end: test accuracy, means over the last epoch, pulses, seconds and what was learned from."""
+    for _ in range(learner.epochs):
         for _ in learner.fit(data.train_x, data.train_y, (data.validation_x, data.validation_y)):
             pass
     return {
