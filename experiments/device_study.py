@@ -290,7 +290,7 @@ def row_of(point: Point, result: Result, reference: Result | None) -> dict[str, 
         row["pulses"] = result.get("pulses/device")
     if reference is not None and reference["status"] == DONE:
         row["digital_accuracy"] = reference["accuracy"]
-        if result["status"] == DONE:
+        if result["status"] == DONE and not point.is_digital:
             row["difference"] = result["accuracy"] - reference["accuracy"]
     return row
 

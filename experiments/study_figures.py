@@ -13,6 +13,7 @@ from experiments.figures import figure
 
 Line = Mapping[str, object]
 AXES = ("device", "bits", "read_noise", "spread", "update")
+TECHNOLOGY = ("device", "update")
 COLOURS = ("#4878a8", "#d1603d", "#5a9e6f", "#8c6bb1", "#c9a227", "#7f7f7f", "#3fb0ac", "#b5527f")
 MARKERS = "osD^v<>P*X"
 COSTS = {"pulses": "pulses per cell", "energy": "energy (J)"}
@@ -102,40 +103,64 @@ def against(
                 label=name,
             )
         _mark_digital(digital, ax.axhline)
-        ax.set(xlabel=label, ylabel="test accuracy (%)")
+        ax.set(xlabel=label, ylabel="test accuracy (%)", ylim=_limits([*chips, *digital]))
         ax.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def ranking(path: Path, chips: Sequence[Line], digital: Sequence[Line]) -> None:
-    """Technologies by their accuracy, best on top, with 95 % intervals."""
-    with figure(path, 1, 1, (8, 1.4 + 0.24 * len(chips))) as axes:
+    """Technologies and update rules by their best accuracy; a dot with its 95 % interval for each point of the grid."""
+    names = _places(chips)
+    with figure(path, 1, 1, (8, 1.4 + 0.26 * len(names))) as axes:
         ax: Axes = axes[0, 0]
-        places = range(len(chips))
         colours = _by_update(chips)
-        for place, line in zip(places, chips, strict=True):
-            accuracy, half = 100 * line["accuracy"], _half(line, "accuracy")
-            ax.errorbar(accuracy, place, xerr=half, fmt="o", ms=4, capsize=2, color=colours[line["update"]])
+        for line in chips:
+            ax.errorbar(
+                100 * line["accuracy"],
+                names[name_of(line, TECHNOLOGY)],
+                xerr=_half(line, "accuracy"),
+                fmt="o",
+                ms=4,
+                lw=1,
+                capsize=2,
+                color=colours[line["update"]],
+            )
         _mark_digital(digital, ax.axvline)
-        ax.set(xlabel="test accuracy (%)", ylim=(len(chips) - 0.4, -0.6))
-        ax.set_yticks(places, [name_of(line) for line in chips], fontsize=8)
-        ax.grid(axis="y", lw=0.3)
+        ax.set(xlabel="test accuracy (%)", xlim=_limits([*chips, *digital]))
+        _label(ax, list(names))
         ax.legend(frameon=False, fontsize=7)
 
 
 def costs_of(path: Path, chips: Sequence[Line], costs: Sequence[str]) -> None:
-    """What training took of every technology, most accurate on top."""
-    with figure(path, 1, len(costs), (3 + 4.5 * len(costs), 1.4 + 0.24 * len(chips))) as axes:
+    """What training took of every technology, the most accurate on top; a dot for each point of the grid."""
+    names = _places(chips)
+    with figure(path, 1, len(costs), (3.5 + 4.5 * len(costs), 1.4 + 0.26 * len(names))) as axes:
         colours = _by_update(chips)
         for ax, cost in zip(axes[0], costs, strict=True):
-            places = [place for place, line in enumerate(chips) if line.get(cost) is not None]
-            values = [chips[place][cost] for place in places]
-            ax.barh(places, values, color=[colours[chips[place]["update"]] for place in places], height=0.7)
-            if any(value > 0 for value in values):
-                ax.set_xscale("log")
-            ax.set(xlabel=COSTS[cost], ylim=(len(chips) - 0.4, -0.6))
-        axes[0, 0].set_yticks(range(len(chips)), [name_of(line) for line in chips], fontsize=8)
-        for ax in axes[0, 1:]:
-            ax.set_yticks([])
+            for line in chips:
+                if line.get(cost):
+                    place = names[name_of(line, TECHNOLOGY)]
+                    ax.plot(line[cost], place, "o", ms=4, color=colours[line["update"]])
+            ax.set(xlabel=COSTS[cost], xscale="log")
+            _label(ax, list(names) if ax is axes[0, 0] else [""] * len(names))
+
+
+def _places(chips: Sequence[Line]) -> dict[str, int]:
+    """Technologies and update rules, each with its row, in the order they come in."""
+    names = dict.fromkeys(name_of(line, TECHNOLOGY) for line in chips)
+    return {name: place for place, name in enumerate(names)}
+
+
+def _label(ax: Axes, names: Sequence[str]) -> None:
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_yticks(range(len(names)), names, fontsize=8)
+    ax.grid(axis="y", lw=0.3)
+
+
+def _limits(lines: Sequence[Line]) -> tuple[float, float]:
+    """Of accuracies in percent: all means are seen, wide intervals of few seeds are cut off."""
+    means = [100 * line["accuracy"] for line in lines]
+    margin = max(0.5, 0.15 * (max(means) - min(means)))
+    return min(means) - margin, max(means) + margin
 
 
 def _by_update(chips: Sequence[Line]) -> dict[str, str]:

@@ -1,0 +1,23 @@
+"""Jobs for other processes, which must find them in a module; without torch, which takes them seconds to import."""
+
+import os
+from pathlib import Path
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def refuse_two(x: int) -> int:
+    if x == 2:
+        raise ValueError("two is too many")
+    return x
+
+
+def die(folder: Path, times: int, x: int) -> int:
+    """Kill its own process at the first `times` attempts with x = 0; leave a file for each attempt."""
+    attempts = len(list(folder.glob(f"{x}-*")))
+    (folder / f"{x}-{attempts}").touch()
+    if x == 0 and attempts < times:
+        os._exit(1)
+    return x
