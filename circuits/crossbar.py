@@ -41,6 +41,8 @@ class Crossbar:
         if rounding not in ROUNDINGS:
             raise ValueError(f"unknown rounding {rounding!r}; choose one of {', '.join(ROUNDINGS)}")
         self.mapping = default_mapping(device) if mapping is None else mapping
+        if not isinstance(self.mapping, Mapping):
+            raise ValueError(f"mapping = {mapping!r}; choose a Mapping, such as OffsetColumn(), or None")
         self.mapping.check(device)
         self.device, self.w_max, self.rounding, self.rng = device, w_max, rounding, rng
         self.programming = programming
@@ -71,9 +73,11 @@ class Crossbar:
         return weight if self.gain is None else weight * self.gain
 
     def _read(self, t_seconds: float) -> Tensor:
+        return self.mapping.weight(self._conductances(t_seconds), self.device) * self.w_max
+
+    def _conductances(self, t_seconds: float) -> dict[str, Tensor]:
         self.reads += 1
-        g = {name: self.device.read(cells, self.rng, t_seconds) for name, cells in self.cells.items()}
-        return self.mapping.weight(g, self.device) * self.w_max
+        return {name: self.device.read(cells, self.rng, t_seconds) for name, cells in self.cells.items()}
 
     def calibrate(self, t_seconds: float = 0.0, reads: int = 8) -> None:
         """Remember the array's response (the mean |weight| of each output line), for `compensate` to come back to."""
@@ -165,8 +169,7 @@ class Crossbar:
         self.gain = self._baseline = None
         self.writes += 1
         if self.mapping.refresh_every is not None and self.writes % self.mapping.refresh_every == 0:
-            g = {name: self.device.read(cells, self.rng, t_seconds) for name, cells in self.cells.items()}
-            self._program(self.mapping.refreshed(g, self.device), t_seconds)
+            self._program(self.mapping.refreshed(self._conductances(t_seconds), self.device), t_seconds)
 
     # -- costs --------------------------------------------------------------------------------------
 
@@ -187,7 +190,8 @@ class Crossbar:
     @property
     def joules(self) -> tuple[float, float] | None:
         """Energy of all write pulses and of all reads so far, J, as if the cells had always been as they are now; None
-        where the device does not say its voltages."""
+        where the device does not say its voltages. Neither open-loop programming nor the reads of
+        program-and-verify are in it."""
         operation = self.device.operation
         if operation is None:
             return None
@@ -210,6 +214,13 @@ class Crossbar:
         }
 
     def load_state_dict(self, state: dict) -> None:
+        """Back to where `state_dict()` was taken; ValueError if the state is of other arrays than these."""
+        shapes = {name: tuple(cells["conductance"].shape) for name, cells in state["cells"].items()}
+        own = {name: cells.shape for name, cells in self.cells.items()}
+        if shapes != own:
+            raise ValueError(
+                f"the state is of arrays {shapes}, this crossbar has {own}; choose the same mapping and shape"
+            )
         where = self.rng.device
         self.w_max, self.failed = state["w_max"], state["failed"]
         self.writes, self.reads = state["writes"], state["reads"]

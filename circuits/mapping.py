@@ -74,6 +74,11 @@ def _span(device: Device) -> float:
     return device.g_max_siemens - device.g_min_siemens
 
 
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} = {value}; choose a whole number of at least 1")
+
+
 class _Pair(Mapping):
     """w = (G+ - G-) / span."""
 
@@ -116,8 +121,7 @@ class OneSidedPair(_Pair):
     refresh_every: int = 20
 
     def __post_init__(self) -> None:
-        if self.refresh_every < 1:
-            raise ValueError(f"refresh_every = {self.refresh_every}; choose at least 1 write")
+        _check_count("refresh_every", self.refresh_every)
         if not 0.1 <= self.refresh_at <= 1:
             raise ValueError(f"refresh_at = {self.refresh_at}; choose a share of the window in [0.1, 1]")
 
@@ -179,9 +183,15 @@ class SymmetryReference(_SingleCell):
     """w = 2 (G - G_sym) / span, by a cell per weight, compared with a second one that holds its symmetry point.
 
     The symmetry point, where an up pulse and a down pulse move a cell equally far, is found once by `alternations`
-    pairs of them, read `reads` times and programmed into the reference cell ("zero-shifting", Kim et al.,
-    arXiv:1907.10228, and Gokmen & Haensch, Front. Neurosci. 14:103, 2020). A cell that random pulses pull there then
-    decays to w = 0.
+    pairs of them and programmed into the reference cell ("zero-shifting", Kim et al., arXiv:1907.10228, and Gokmen &
+    Haensch, Front. Neurosci. 14:103, 2020). A cell that random pulses pull there then decays to w = 0.
+
+    alternations  soft bounds of n steps come as near as exp(-4 alternations / n) of where they began, mid-window;
+                  a cell without a symmetry point (constant steps) ends wherever they take it. Its pulses count.
+    reads         the point is the mean of reads after each of the two pulses of the last so many pairs: a cell is
+                  half a step above and below it in turn. As many reads of the reference precede programming.
+
+    A weight that the window, seen from the symmetry point, has no room for ends where its cell does.
     """
 
     alternations: int = 400
@@ -189,8 +199,11 @@ class SymmetryReference(_SingleCell):
 
     def __post_init__(self) -> None:
         for name in ("alternations", "reads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}; choose at least 1")
+            _check_count(name, getattr(self, name))
+        if self.reads > self.alternations:
+            raise ValueError(
+                f"reads = {self.reads} of {self.alternations} alternations; choose at most as many"
+            )
 
     def check(self, device: Device) -> None:
         super().check(device)
@@ -204,15 +217,18 @@ class SymmetryReference(_SingleCell):
         middle = 0.5 * (device.g_max_siemens + device.g_min_siemens)
         device.program(cells, torch.full_like(cells.conductance, middle), rng)
         up = torch.ones(shape, dtype=torch.int64, device=cells.conductance.device)
-        for _ in range(self.alternations):
-            device.pulse(cells, up, rng)
-            device.pulse(cells, -up, rng)
-        found = sum(device.read(cells, rng) for _ in range(self.reads)) / self.reads
+        found = torch.zeros_like(cells.conductance)
+        for left in range(self.alternations, 0, -1):
+            for counts in (up, -up):
+                device.pulse(cells, counts, rng)
+                if left <= self.reads:
+                    found += device.read(cells, rng) / (2 * self.reads)
         device.program(reference, found.clamp(device.g_min_siemens, device.g_max_siemens), rng)
         return {"plus": cells, "reference": reference}
 
     def targets(self, w: Tensor, device: Device, read: Callable[[str], Tensor]) -> Arrays:
-        wanted = read("reference") + 0.5 * _span(device) * w
+        reference = sum(read("reference") for _ in range(self.reads)) / self.reads
+        wanted = reference + 0.5 * _span(device) * w
         return {"plus": wanted.clamp(device.g_min_siemens, device.g_max_siemens)}
 
 

@@ -33,12 +33,17 @@ class Converter:
             raise ValueError(f"noise = {self.noise} of a converter; it is over the limit: choose 0 to 1")
 
     def convert(self, x: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """The conversion of x (B, n). rng: needed where there is noise."""
+        """The conversion of x (B, ...). rng: ValueError without one where there is noise."""
+        if self.noise and rng is None:
+            raise ValueError(
+                f"a converter with noise = {self.noise} draws random numbers: pass a generator rng"
+            )
         flat = x.flatten(1)
         limit = flat.abs().amax(1, keepdim=True) if self.limit is None else self.limit
         if self.noise:
-            xi = torch.randn(flat.shape, generator=rng, dtype=x.dtype, device=x.device)
-            flat = flat + self.noise * limit * xi
+            flat = flat + self.noise * limit * torch.randn(
+                flat.shape, generator=rng, dtype=x.dtype, device=x.device
+            )
         flat = flat.clamp(-limit, limit)
         if self.bits is not None:
             q = limit / (2 ** (self.bits - 1) - 1)

@@ -65,6 +65,8 @@ class Cells:
 
     def write(self, index: Tensor, g: Tensor, t_seconds: float) -> None:
         """Set the conductance (n,) S of the cells with flat numbers `index` (n,) and stamp them."""
+        if len(index) == 0:  # nothing written: an earlier time is still allowed
+            return
         self.conductance.view(-1)[index] = g
         self.written_at.view(-1)[index] = t_seconds
         self._latest = max(self._latest, t_seconds)

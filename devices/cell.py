@@ -10,7 +10,7 @@ from torch import Tensor
 from devices.base import Cells, Device
 from devices.checks import check_counts, check_dtype, check_shape, check_target
 from devices.drift import Drift
-from devices.faults import Endurance, StuckCells
+from devices.faults import DEAD, Endurance, StuckCells
 from devices.programming import ProgrammingNoise
 from devices.pulses import PulseModel
 from devices.read_noise import ReadNoise
@@ -199,6 +199,8 @@ class MemoryCell(Device):
                 g = torch.where(cells.params["stuck"] == 0, g, cells.conductance)
         if self.read_noise is not None:
             g = self.read_noise.apply(cells, g, cells.since(t_seconds), self.window, t_seconds, rng)
+            if self.faults is not None and self.faults.has_dead_lines:
+                g.masked_fill_(cells.params["stuck"] == DEAD, 0.0)
         return g.clamp(min=0)
 
     def _write(self, cells: Cells, index: Tensor, g: Tensor, rng: torch.Generator, t_seconds: float) -> None:

@@ -21,7 +21,7 @@ class ExponentialPulses(StepPulses):
         down  g -= step_down max(1 - a_down exp(-gamma_down z), 0)
 
     and noise of standard deviation sigma_c2c (|move| + c2c_add + c2c_slope |x|) for c2c_of = "move", where c2c_add
-    and c2c_slope are shares of the window and x is 0 at the lower and 1 at the upper bound.
+    and c2c_slope are shares of the cell's own range and x is 0 at its lower and 1 at its upper bound.
 
     a_up, a_down          any finite number; negative where steps grow as z does
     gamma_up, gamma_down  -100 to 100
@@ -48,16 +48,19 @@ class ExponentialPulses(StepPulses):
             way_out = "A fit of the step against the state gives it."
             check_number(f"ExponentialPulses.{name}", getattr(self, name), -most, most, way_out)
         for name in ("c2c_add", "c2c_slope"):
-            way_out = "It is a share of the window: 0.01 is 1 %."
+            way_out = "It is a share of the range: 0.01 is 1 %."
             check_number(f"ExponentialPulses.{name}", getattr(self, name), 0, 10, way_out)
-        middle = torch.full((2,), 0.5, dtype=torch.float64)
-        up, down = self.profile(middle, torch.tensor([True, False])).tolist()
-        if not (0 < up < math.inf and (self.one_sided or 0 < down < math.inf)):
-            raise ValueError(
-                f"ExponentialPulses with a_up = {self.a_up}, a_down = {self.a_down} and gamma_up = {self.gamma_up}, "
-                f"gamma_down = {self.gamma_down} has steps {up:g} up and {down:g} down at mid-window: both must be "
-                "positive and finite. Check the signs (a is negative where steps grow with z)."
-            )
+        places, ways = torch.tensor([0.0, 0.5, 1.0]), torch.tensor([[True], [False]])
+        for way, moves in zip(("up", "down"), self.profile(places, ways).tolist(), strict=True):
+            if way == "down" and self.one_sided:
+                continue
+            if not (all(map(math.isfinite, moves)) and moves[1] > 0):
+                raise ValueError(
+                    f"ExponentialPulses with a_up = {self.a_up}, a_down = {self.a_down}, gamma_up = {self.gamma_up}, "
+                    f"gamma_down = {self.gamma_down} has moves {way} of {moves[0]:g}, {moves[1]:g} and {moves[2]:g} "
+                    "steps at the lower bound, mid-range and the upper bound: all must be finite and the second "
+                    "positive. Check the signs (a is negative where steps grow with z) and the scale of gamma."
+                )
 
     def profile(self, x: Tensor, up: Tensor) -> Tensor:
         """The formula above."""

@@ -11,6 +11,7 @@ from devices.checks import check_number
 from devices.window import Window
 
 AT_MIN, AT_MAX, AT_RANDOM, DEAD = -1, 1, 2, 3
+_FOR_EVER = 2.0**62  # pulses; more do not fit in the counters of the cells
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class StuckCells:
     fraction_at_min     probability of a cell stuck at g_min (stuck open), 0 to 1
     fraction_at_max     probability of a cell stuck at g_max (stuck short), 0 to 1
     fraction_at_random  probability of a cell stuck anywhere in the window, 0 to 1; the three together at most 1
-    dead_rows           probability of a row whose line is broken: its cells read 0 S, 0 to 1
+    dead_rows           probability of a row whose line is broken: its cells read 0 S, without noise; 0 to 1
     dead_columns        the same of a column
     """
 
@@ -37,6 +38,11 @@ class StuckCells:
             check_number(f"StuckCells.{name}", getattr(self, name), 0, 1, way_out)
         total = sum(getattr(self, name) for name in cells)
         check_number(f"StuckCells.{' + '.join(cells)}", total, 0, 1, "Lower one of them.")
+
+    @property
+    def has_dead_lines(self) -> bool:
+        """Whether a line can be broken."""
+        return self.dead_rows > 0 or self.dead_columns > 0
 
     def draw(self, blank: Tensor, window: Window, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """What is wrong with each cell, int8 shaped like `blank` (rows, cols): 0 sound, else AT_MIN, AT_MAX, AT_RANDOM
@@ -58,7 +64,7 @@ class StuckCells:
         if self.fraction_at_random:
             anywhere = (window.g_min_siemens + window.span * uniform(rows, columns)).to(g.dtype)
             g = torch.where(stuck == AT_RANDOM, anywhere, g)
-        if self.dead_rows or self.dead_columns:
+        if self.has_dead_lines:
             dead = (uniform(rows, 1) < self.dead_rows) | (uniform(1, columns) < self.dead_columns)
             stuck[dead], g[dead] = DEAD, 0.0
         return stuck, g
@@ -81,6 +87,7 @@ class Endurance:
         check_number("Endurance.sigma_decades", self.sigma_decades, 0, 5, "It is in decades: 0.5.")
 
     def draw(self, blank: Tensor, rng: torch.Generator) -> Tensor:
-        """Pulses that each cell lasts, float64, shaped like `blank` (rows, cols)."""
+        """Whole pulses that each cell lasts, float64, shaped like `blank` (rows, cols)."""
         xi = torch.randn(blank.shape, generator=rng, dtype=torch.float64, device=blank.device)
-        return self.median_pulses * 10 ** (self.sigma_decades * xi)
+        lasts = self.median_pulses * 10 ** (self.sigma_decades * xi)
+        return lasts.floor_().clamp_(max=_FOR_EVER)

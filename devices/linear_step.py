@@ -55,16 +55,22 @@ class LinearPulses(StepPulses):
 
         At mid-range, w = m = (w_min + w_max) / 2, these are up = dw_min (1 + bias) (1 - gamma_up m / w_max) and
         down alike; their mean is the step, their difference the asymmetry, and the slopes over h = (w_max -
-        w_min) / 2 relative to them the gammas here.
+        w_min) / 2 relative to them the gammas here. ValueError: no such range or step, |bias| >= 1, or a fit whose step
+        is negative somewhere in the range.
         """
+        if not (w_min < 0 < w_max and dw_min > 0 and -1 < bias < 1):
+            raise ValueError(
+                f"LinearPulses.in_weights with dw_min = {dw_min}, w_min = {w_min}, w_max = {w_max}, bias = {bias} is "
+                "not allowed: it takes w_min < 0 < w_max, dw_min > 0 and -1 < bias < 1, all in weights."
+            )
         middle, half = 0.5 * (w_min + w_max), 0.5 * (w_max - w_min)
         up = (1 + bias) * (1 - gamma_up * middle / w_max)
         down = (1 - bias) * (1 - gamma_down * middle / w_min)
         return cls(
             steps=2 * half / (dw_min * 0.5 * (up + down)),
             asymmetry=(up - down) / (up + down),
-            gamma_up=(1 + bias) * gamma_up * half / w_max / up,
-            gamma_down=-(1 - bias) * gamma_down * half / w_min / down,
+            gamma_up=_unrounded((1 + bias) * gamma_up * half / w_max / up),
+            gamma_down=_unrounded(-(1 - bias) * gamma_down * half / w_min / down),
             **spreads,
         )
 
@@ -76,8 +82,16 @@ class LinearPulses(StepPulses):
                       way, infinite for a straight line
 
         dG/dP = (G_min + B - G) / A: with b = B / (G_max - G_min) = 1 / (1 - exp(-1 / a)) a single pulse covers
-        (b - x) (1 - exp(-1 / (a pulses))) of the range, which is (b - 1/2) (1 - u / (2 b - 1)) times that.
+        (b - x) (1 - exp(-1 / (a pulses))) of the range, which is (b - 1/2) (1 - u / (2 b - 1)) times that. ValueError:
+        fewer than 1 pulse, |a| below 0.01 or nan.
         """
+        check_number("pulses", pulses, 1, 10**7, "It counts the pulses from G_min to G_max.", whole=True)
+        for name, a in (("a_up", a_up), ("a_down", a_down)):
+            if not abs(a) >= 0.01:
+                raise ValueError(
+                    f"{name} = {a} is not allowed: its magnitude must be at least 0.01 of the pulses (0.01: all of the "
+                    "range in the first twentieth of them; infinite: a straight line)."
+                )
 
         def one(a: float) -> tuple[float, float]:
             if math.isinf(a):
@@ -93,3 +107,8 @@ class LinearPulses(StepPulses):
             gamma_down=gamma_down,
             **spreads,
         )
+
+
+def _unrounded(gamma: float) -> float:
+    """`gamma` without the rounding that takes soft bounds beyond 1."""
+    return math.copysign(1.0, gamma) if 1 < abs(gamma) < 1 + 1e-12 else gamma

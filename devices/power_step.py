@@ -33,5 +33,6 @@ class PowerPulses(StepPulses):
 
     def profile(self, x: Tensor, up: Tensor) -> Tensor:
         """1 at mid-range, 0 on arrival where gamma > 0."""
+        x = x.clamp(0, 1)  # a cell may have drifted out of its bounds, where a power has no value
         rising, falling = (2 * (1 - x)) ** self.gamma_up, (2 * x) ** self.gamma_down
         return torch.where(up, rising, falling)

@@ -40,9 +40,17 @@ class TablePulses(StepPulses):
             raise ValueError(
                 f"TablePulses.sigma_c2c = {self.sigma_c2c} beside a table sigma: give one of them."
             )
+        middle = torch.full((2,), 0.5)
+        up, down = self.profile(middle, torch.tensor([True, False])).tolist()
+        if not (up > 0 and (self.one_sided or down > 0)):
+            raise ValueError(
+                f"TablePulses has moves {up:g} up and {down:g} down at mid-range: both must be positive, or a "
+                "controller does not know the step. Check the tables."
+            )
 
     @property
     def is_noisy(self) -> bool:
+        """As of the table sigma, where there is one."""
         return bool(self.sigma) or super().is_noisy
 
     def profile(self, x: Tensor, up: Tensor) -> Tensor:
@@ -56,6 +64,6 @@ class TablePulses(StepPulses):
 
 def _at(table: tuple[float, ...], x: Tensor) -> Tensor:
     values = torch.tensor(table, dtype=x.dtype, device=x.device)
-    place = x * (len(table) - 1)
+    place = x.clamp(0, 1) * (len(table) - 1)  # a cell may have drifted out of its bounds
     left = place.long().clamp_(0, len(table) - 2)
     return torch.lerp(values[left], values[left + 1], place - left)
