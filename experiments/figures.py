@@ -15,6 +15,7 @@ from experiments.recording import conductances, programmed, slug
 from mep_sim.trace import Trace
 
 FREE, NUDGED = "#4878a8", "#d1603d"
+ARRAYS = (NUDGED, FREE, "#6a994e", "#7b5ea7")  # of a weight, in the order of its mapping
 
 
 def draw(folder: Path, trace: Trace, learners: list[Learner], epochs: int) -> None:
@@ -24,12 +25,14 @@ def draw(folder: Path, trace: Trace, learners: list[Learner], epochs: int) -> No
     settling(folder / "settling.png", trace.read(f"training_{slug(first.name)}"))
     transient(folder / "transient.png", trace.read(f"transient_epoch_{epochs}"), first.circuit.layout.sizes)
     if first.chip is not None:
-        weights = list(first.chip.crossbars)
+        crossbars = first.chip.crossbars
         window = (first.chip.device.g_min_siemens, first.chip.device.g_max_siemens)
-        conductance_maps(
-            folder / "conductances.png", {w: trace.read(conductances(w)) for w in weights}, window
-        )
-        programmed_scatter(folder / "programmed.png", {w: trace.read(programmed(w)) for w in weights})
+        arrays = {}
+        for weight, crossbar in crossbars.items():
+            recorded = trace.read(conductances(weight))
+            arrays[weight] = {name: recorded[name] for name in crossbar.cells}
+        conductance_maps(folder / "conductances.png", arrays, window)
+        programmed_scatter(folder / "programmed.png", {w: trace.read(programmed(w)) for w in crossbars})
 
 
 @contextmanager
@@ -116,23 +119,25 @@ def transient(path: Path, t: dict[str, np.ndarray], sizes: tuple[int, ...]) -> N
 
 
 def conductance_maps(
-    path: Path, arrays: dict[str, dict[str, np.ndarray]], window: tuple[float, float]
+    path: Path, weights: dict[str, dict[str, np.ndarray]], window: tuple[float, float]
 ) -> None:
-    """Positive cells of every array before and after training, and histograms of both."""
+    """First array of every weight before and after training, and histograms of all its arrays. weights: by name, the
+    conductances (epochs, rows, cols) S of its arrays by name."""
     low, high = 1e6 * window[0], 1e6 * window[1]
-    with figure(path, len(arrays), 3, (11, 2.9 * len(arrays))) as axes:
-        for row, (name, pair) in zip(axes, arrays.items(), strict=True):
+    bins = np.linspace(low, high, 60)
+    with figure(path, len(weights), 3, (11, 2.9 * len(weights))) as axes:
+        for row, (name, arrays) in zip(axes, weights.items(), strict=True):
+            first, *_ = arrays
             for ax, index, label in ((row[0], 0, "before"), (row[1], -1, "after")):
-                g = 1e6 * pair["plus"][index]
+                g = 1e6 * arrays[first][index]
                 image = ax.imshow(g, aspect="auto", vmin=low, vmax=high, cmap="viridis", interpolation="none")
-                ax.set(title=f"{name}: G+ {label} training", xlabel="input", ylabel="unit")
+                ax.set(title=f"{name}: {first} {label} training", xlabel="input", ylabel="unit")
             ax.figure.colorbar(image, ax=row[1], label="µS")
-            bins = np.linspace(low, high, 60)
-            row[2].hist(1e6 * pair["plus"][0].ravel(), bins, histtype="step", color="0.5", label="G+ before")
-            for side, sign, colour in (("plus", "+", NUDGED), ("minus", "−", FREE)):
-                row[2].hist(
-                    1e6 * pair[side][-1].ravel(), bins, histtype="step", color=colour, label=f"G{sign} after"
-                )
+            drawn = [(first, 0, "before", "0.5")]
+            drawn += [(array, -1, "after", ARRAYS[k % len(ARRAYS)]) for k, array in enumerate(arrays)]
+            for array, index, label, colour in drawn:
+                g = 1e6 * arrays[array][index].ravel()
+                row[2].hist(g, bins, histtype="step", color=colour, label=f"{array} {label}")
             row[2].set(xlabel="conductance (µS)", ylabel="cells", yscale="log")
             row[2].legend(frameon=False, fontsize=8)
 
