@@ -84,10 +84,25 @@ def tabulate(
 ) -> list[dict[str, object]]:
     """Compute what is missing of `rows`, print the table and return its rows, also kept in results.json.
 
-    name: of the experiment. train: a cell, as a function of a module, for other processes have to find it.
-    columns: what to show of a cell besides its score, with formats as of `print_table`.
+    columns: what to show of a cell besides its score, with formats as of `print_table`; otherwise as `compute`.
     """
-    kept = Kept.open(options.folder(name), options.resume)
+    folder = options.folder(name)
+    results = compute(folder, rows, train, options, score)
+    table = [_summarise(row, rows[row].reference, results, columns, score) for row in rows]
+    (folder / "results.json").write_text(json.dumps(table, indent=1))
+    title = titled(results, options)
+    print_table(title, table, {**dict.fromkeys(("row", f"{score} %", "difference", "to"), ""), **columns})
+    return table
+
+
+def compute(
+    folder: Path, rows: Mapping[str, Row], train: Train, options: SeedsOptions, score: str = "accuracy"
+) -> dict[str, list[Result]]:
+    """The results of every row, seed by seed; what `folder` has of them already is not computed again.
+
+    train: a cell, as a function of a module, for other processes have to find it. score: what to say of a cell.
+    """
+    kept = Kept.open(folder, options.resume)
     seeds = range(options.seed, options.seed + options.seeds)
     names = {(row, seed): f"{slug(row)}-{seed}" for row in rows for seed in seeds}
     settings = {row: f"{rows[row]!r}, smoke = {options.smoke}" for row in rows}
@@ -100,13 +115,13 @@ def tabulate(
         result = cells[cell] = future.result()
         kept.save(names[cell], settings[cell[0]], result)
         console.print(f"{count}/{len(missing)}  {cell[0]}, seed {cell[1]}: {result[score]:.2%}")
-    results = {row: [cells[row, seed] for seed in seeds] for row in rows}
-    table = [_summarise(row, rows[row].reference, results, columns, score) for row in rows]
-    (kept.folder / "results.json").write_text(json.dumps(table, indent=1))
-    source = next(iter(cells.values()))["data"]
-    title = f"{source}; seeds {seeds[0]}-{seeds[-1]}; ± is a 95 % interval"
-    print_table(title, table, {**dict.fromkeys(("row", f"{score} %", "difference", "to"), ""), **columns})
-    return table
+    return {row: [cells[row, seed] for seed in seeds] for row in rows}
+
+
+def titled(results: Mapping[str, list[Result]], options: SeedsOptions) -> str:
+    """What the title of a table says: the data, the seeds, and what ± is."""
+    source = next(iter(results.values()))[0]["data"]
+    return f"{source}; seeds {options.seed}-{options.seed + options.seeds - 1}; ± is a 95 % interval"
 
 
 def _summarise(

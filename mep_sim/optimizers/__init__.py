@@ -16,6 +16,7 @@ from mep_sim.optimizers.strategies.feedback import (
     WriteResidual,
 )
 from mep_sim.optimizers.strategies.gradient import Estimate, GradientStrategy
+from mep_sim.optimizers.strategies.hardware_aware import DeviceWeights, NoisyWeights, PerturbedWeights
 from mep_sim.optimizers.strategies.holomorphic import HolomorphicGradient
 from mep_sim.optimizers.strategies.local import LocalEPGradient
 from mep_sim.optimizers.strategies.muon import MuonUpdate, orthogonalise
@@ -44,6 +45,8 @@ __all__ = [
     "NoConstraint",
     "NoFeedback",
     "NoWriteFeedback",
+    "NoisyWeights",
+    "PerturbedWeights",
     "PlainUpdate",
     "SpectralConstraint",
     "UpdateStrategy",
