@@ -29,6 +29,7 @@ __all__ = [
     "BackpropGradient",
     "CertifiedConstraint",
     "CompositeOptimizer",
+    "DeviceWeights",
     "ConstraintStrategy",
     "DionUpdate",
     "EPGradient",

@@ -65,10 +65,7 @@ class PerturbedWeights(GradientStrategy):
             params = dict(read())
             for name in circuit.weights:
                 weight = params[name].detach()
-                if self.w_range is None:
-                    w_max = weight.abs().max()
-                else:
-                    w_max = self.w_range * weight.square().mean().sqrt()
+                w_max = self._largest(weight)
                 matrix = weight.flatten(1).clamp(-w_max, w_max)
                 params[name] = self.perturbed(matrix, w_max, rng).view(weight.shape)
             return params
@@ -76,6 +73,12 @@ class PerturbedWeights(GradientStrategy):
         estimate = self.inner.estimate(circuit, read_perturbed, x, target, memory)
         memory["perturbation"] = rng.get_state()
         return estimate
+
+    def _largest(self, weight: Tensor) -> Tensor:
+        """A 0-d tensor: asking for the number would stall a GPU's queue."""
+        if self.w_range is None:
+            return weight.abs().max()
+        return self.w_range * weight.square().mean().sqrt()
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,9 @@ class NoisyWeights(PerturbedWeights):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.sigma <= 1:
-            raise ValueError(f"sigma = {self.sigma}; it is over the largest weight: choose 0 to 1, such as 0.05")
+            raise ValueError(
+                f"sigma = {self.sigma}; it is over the largest weight: choose 0 to 1, such as 0.05"
+            )
 
     def perturbed(self, weight: Tensor, w_max: Tensor, rng: torch.Generator) -> Tensor:
         noise = torch.randn(weight.shape, generator=rng, dtype=weight.dtype, device=weight.device)
