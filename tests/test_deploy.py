@@ -16,7 +16,7 @@ from experiments.learner import Learner
 from mep_sim.data import load
 from mep_sim.optimizers import BackpropGradient, CompositeOptimizer, NoisyWeights
 
-SMOKE = DeployConfig(dataset="digits", smoke=True, seeds=1, chips=2, workers=1, times=(0.0, 3600.0))
+SMOKE = DeployConfig(dataset="digits", smoke=True, seeds=1, chips=1, workers=1, times=(0.0, 3600.0))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_rows_share_their_start_and_differ_in_the_gradient_alone():
 
 
 def test_validation_leaves_the_test_part_alone(monkeypatch):
-    config = dataclasses.replace(SMOKE, validation=True, chips=1)
+    config = dataclasses.replace(SMOKE, validation=True)
     data = load("digits", samples=400)
     broken = dataclasses.replace(data, test_x=torch.full_like(data.test_x, torch.nan))
     row = config.table()["backprop"]
