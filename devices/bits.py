@@ -7,10 +7,13 @@ from dataclasses import replace
 from devices.base import Device
 from devices.cell import MemoryCell
 from devices.checks import check_number
+from devices.write_noise import HiddenStateNoise
 
 
 def with_bits(device: Device, bits: int) -> MemoryCell:
-    """The same device with 2**bits levels and 2**bits - 1 pulses across its window; bits from 1 to 16.
+    """The same device with 2**bits levels and 2**bits - 1 nominal steps across its window; bits from 1 to 16.
+
+    Noise from pulse to pulse keeps its ratio to the step, write noise its siemens.
 
     Raises ValueError for a device that has neither levels nor pulses (`ideal`, `pcm`), or one that is not a
     MemoryCell: there is no resolution to set.
@@ -22,6 +25,11 @@ def with_bits(device: Device, bits: int) -> MemoryCell:
             "nothing to it. Start from a device that has (e.g. 'levels-6bit', 'soft-bounds-6bit'), or set "
             "`levels` on a MemoryCell."
         )
-    if device.pulses is not None:
-        device = replace(device, pulses=device.pulses.with_steps(2**bits - 1))
-    return device if device.levels is None else replace(device, levels=2**bits)
+    levels = None if device.levels is None else 2**bits
+    if device.pulses is None:
+        return replace(device, levels=levels)
+    changed = replace(device, levels=levels, pulses=device.pulses.with_steps(2**bits - 1))
+    if device.write_noise is None:
+        return changed
+    sigma_steps = device.write_noise.sigma_steps * device.step_siemens / changed.step_siemens
+    return replace(changed, write_noise=HiddenStateNoise(sigma_steps))

@@ -72,8 +72,9 @@ class MemoryCell(Device):
                     "Leave it out, or give the cell a pulse model."
                 )
         window = self.window  # checks the levels
-        if self.pulses is not None:
-            self.pulses.check(window)
+        for part in (self.pulses, self.programming):
+            if part is not None:
+                part.check(window)
 
     @property
     def window(self) -> Window:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -14,7 +15,12 @@ from devices.window import Window
 
 
 class Drift(ABC):
-    """Relaxation since the last write. Its parameters are drawn anew for every cell that is programmed."""
+    """Relaxation since the last write. Its parameters are drawn anew for every cell that is programmed.
+
+    valid_seconds: the longest time after a write that the source knows; `after` raises ValueError beyond it.
+    """
+
+    valid_seconds: float = math.inf
 
     @abstractmethod
     def draw(self, g: Tensor, window: Window, rng: torch.Generator) -> dict[str, Tensor]:
@@ -68,13 +74,17 @@ class PCMDrift(Drift):
     t0_seconds: float = 20.0
 
     def __post_init__(self) -> None:
-        check_number("PCMDrift.t0_seconds", self.t0_seconds, 1e-9, 1e9, "The source has 20 s.")
+        way_out = f"The source has {type(self).t0_seconds:g} s."
+        check_number(f"{type(self).__name__}.t0_seconds", self.t0_seconds, 1e-9, 1e9, way_out)
+
+    def exponent(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and spread of the exponent at g over g_max, above 0."""
+        log_g = g.log()
+        return (-0.0155 * log_g + 0.0244).clamp_(0.049, 0.1), (-0.0125 * log_g - 0.0059).clamp_(0.008, 0.045)
 
     def draw(self, g: Tensor, window: Window, rng: torch.Generator) -> dict[str, Tensor]:
         """`nu_drift` for cells at `g` S."""
-        log_g = (g / window.g_max_siemens).clamp_(min=1e-7).log_()  # a cell at 0 S has nothing to drift
-        mean = (-0.0155 * log_g + 0.0244).clamp_(0.049, 0.1)
-        spread = (-0.0125 * log_g - 0.0059).clamp_(0.008, 0.045)
+        mean, spread = self.exponent((g / window.g_max_siemens).clamp_(min=1e-7))  # at 0 S nothing drifts
         return {"nu_drift": (mean + spread * normal_like(g, rng)).abs_()}
 
     def after(self, since: Tensor, g: Tensor, params: dict[str, Tensor]) -> Tensor:

@@ -15,21 +15,27 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
+from devices.anchored_soft_bounds import AnchoredSoftBoundsPulses
 from devices.base import Device
 from devices.cell import MemoryCell
 from devices.constant_step import ConstantStepPulses
 from devices.drift import Leak, PCMDrift, PowerLawDrift
 from devices.exponential_step import ExponentialPulses
 from devices.faults import Endurance, StuckCells
+from devices.hermes import HermesDrift, HermesReadNoise
 from devices.ideal import Ideal
 from devices.level_pulses import LevelPulses
 from devices.linear_step import LinearPulses
+from devices.log_relaxation import LogarithmicDrift, LogarithmicReadNoise
+from devices.micro_noise import MicrosiemensProgrammingNoise
 from devices.operation import Operation
 from devices.power_step import PowerPulses
 from devices.presets import preset
 from devices.programming import PolynomialProgrammingNoise, WindowProgrammingNoise
 from devices.read_noise import FlickerReadNoise, PCMReadNoise, WhiteReadNoise
+from devices.saturating_noise import SaturatingProgrammingNoise, SaturatingReadNoise
 from devices.soft_bounds import SoftBoundsPulses
+from devices.sonos_drift import SonosDrift
 from devices.table_step import TablePulses
 from devices.write_noise import HiddenStateNoise
 
@@ -38,6 +44,7 @@ _TYPES = (
     MemoryCell,
     LevelPulses,
     SoftBoundsPulses,
+    AnchoredSoftBoundsPulses,
     ConstantStepPulses,
     LinearPulses,
     ExponentialPulses,
@@ -45,11 +52,19 @@ _TYPES = (
     TablePulses,
     WindowProgrammingNoise,
     PolynomialProgrammingNoise,
+    MicrosiemensProgrammingNoise,
+    SaturatingProgrammingNoise,
     WhiteReadNoise,
     FlickerReadNoise,
     PCMReadNoise,
+    HermesReadNoise,
+    SaturatingReadNoise,
+    LogarithmicReadNoise,
     PowerLawDrift,
     PCMDrift,
+    HermesDrift,
+    SonosDrift,
+    LogarithmicDrift,
     Leak,
     StuckCells,
     Endurance,

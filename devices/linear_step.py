@@ -75,11 +75,14 @@ class LinearPulses(StepPulses):
         )
 
     @classmethod
-    def nonlinear(cls, pulses: int, a_up: float, a_down: float, **spreads: object) -> LinearPulses:
+    def nonlinear(
+        cls, pulses: int, a_up: float, a_down: float, pulses_down: int | None = None, **spreads: object
+    ) -> LinearPulses:
         """From pulse curves `G = B (1 - exp(-P / A)) + G_min`, with B such that `pulses` lead to G_max (NeuroSim).
 
         a_up, a_down  A over the number of pulses, of potentiation and depression; negative where steps grow on the
                       way, infinite for a straight line
+        pulses_down   of depression, where it takes another number of them
 
         dG/dP = (G_min + B - G) / A: with b = B / (G_max - G_min) = 1 / (1 - exp(-1 / a)) a single pulse covers
         (b - x) (1 - exp(-1 / (a pulses))) of the range, which is (b - 1/2) (1 - u / (2 b - 1)) times that. ValueError:
@@ -93,13 +96,13 @@ class LinearPulses(StepPulses):
                     "range in the first twentieth of them; infinite: a straight line)."
                 )
 
-        def one(a: float) -> tuple[float, float]:
+        def one(a: float, pulses: int) -> tuple[float, float]:
             if math.isinf(a):
                 return 1 / pulses, 0.0
             b = -1 / math.expm1(-1 / a)
             return -(b - 0.5) * math.expm1(-1 / (a * pulses)), 1 / (2 * b - 1)
 
-        (up, gamma_up), (down, gamma_down) = one(a_up), one(a_down)
+        (up, gamma_up), (down, gamma_down) = one(a_up, pulses), one(a_down, pulses_down or pulses)
         return cls(
             steps=2 / (up + down),
             asymmetry=(up - down) / (up + down),

@@ -16,6 +16,9 @@ from devices.window import Window
 class ProgrammingNoise(ABC):
     """Gaussian error of a write; a subclass gives its standard deviation. The cell then applies bounds."""
 
+    def check(self, window: Window) -> None:
+        """Raise ValueError where the error is not known all over `window`."""
+
     @abstractmethod
     def sigma(self, g_target: Tensor, window: Window) -> Tensor | float:
         """Standard deviation in siemens at targets (n,) S."""

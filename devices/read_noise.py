@@ -139,16 +139,19 @@ class PCMReadNoise(ReadNoise):
     t_read_seconds: float = 250e-9
 
     def __post_init__(self) -> None:
-        check_number(
-            "PCMReadNoise.t_read_seconds", self.t_read_seconds, 1e-12, 1.0, "The source has 250e-9 s."
-        )
-        check_number(
-            "PCMReadNoise.t0_seconds", self.t0_seconds, self.t_read_seconds, 1e9, "The source has 20 s."
-        )
+        cls = type(self)
+        way_out = f"The source has {cls.t_read_seconds:g} s."
+        check_number(f"{cls.__name__}.t_read_seconds", self.t_read_seconds, 1e-12, 1.0, way_out)
+        way_out = f"The source has {cls.t0_seconds:g} s."
+        check_number(f"{cls.__name__}.t0_seconds", self.t0_seconds, self.t_read_seconds, 1e9, way_out)
+
+    def strength(self, g: Tensor) -> Tensor:
+        """Q at g over g_max, 0 or more."""
+        return (0.0088 * g.pow(-0.65)).clamp_(max=0.2)
 
     def sigma(self, g: Tensor, g_written: Tensor, since: Tensor, window: Window) -> Tensor:
         """The formula above, (rows, cols) S; 0 for a cell at 0 S."""
-        q = (0.0088 * (g_written / window.g_max_siemens).pow_(-0.65)).clamp_(max=0.2)
+        q = self.strength(g_written / window.g_max_siemens)
         t = since.to(g.dtype) + self.t0_seconds
         spectrum = ((t + self.t_read_seconds) / (2 * self.t_read_seconds)).log_().clamp_(min=0).sqrt_()
         return g * q * spectrum

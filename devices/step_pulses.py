@@ -29,7 +29,8 @@ class StepPulses(PulseModel):
     asymmetry        up steps are (1 + asymmetry) and down steps (1 - asymmetry) times the step; -0.99 to 0.99
     sigma_asymmetry  device-to-device spread of the asymmetry; 0 to 1
     sigma_bounds     device-to-device spread of each bound, relative to half the window; 0 to 1
-    c2c_of           "move": noise is relative to the move of that pulse; "step": to the cell's step, wherever it is
+    c2c_of           "move": noise is relative to the move of that pulse; "step": to the cell's step, wherever it is;
+                     "nominal": to span / steps (times the cell's range over the window's), the same up and down
     dtod             "normal" or "log-normal" spread of the step
     one_sided        pulses only potentiate; going down takes a reset (phase-change memory)
 
@@ -46,7 +47,7 @@ class StepPulses(PulseModel):
     asymmetry: float = 0.0
     sigma_asymmetry: float = 0.0
     sigma_bounds: float = 0.0
-    c2c_of: Literal["move", "step"] = "move"
+    c2c_of: Literal["move", "step", "nominal"] = "move"
     dtod: Literal["normal", "log-normal"] = "normal"
     one_sided: bool = False
 
@@ -62,7 +63,7 @@ class StepPulses(PulseModel):
         }
         for name, (low, high, way_out) in limits.items():
             check_number(f"{owner}.{name}", getattr(self, name), low, high, way_out)
-        check_choice(f"{owner}.c2c_of", self.c2c_of, ("move", "step"))
+        check_choice(f"{owner}.c2c_of", self.c2c_of, ("move", "step", "nominal"))
         check_choice(f"{owner}.dtod", self.dtod, ("normal", "log-normal"))
 
     @property
@@ -75,22 +76,27 @@ class StepPulses(PulseModel):
         """Move of a pulse over the cell's step, >= 0. x (n,): 0 at the lower, 1 at the upper bound of the cell
         itself; up (n,) bool: the pulse potentiates."""
 
-    def spread(self, move: Tensor, step: Tensor, x: Tensor) -> Tensor:
+    def spread(self, move: Tensor, step: Tensor, x: Tensor) -> Tensor | float:
         """Standard deviation (n,) of a pulse whose mean is `move` (n,), on cells of these steps (n,) at x (n,)."""
-        return self.sigma_c2c * (move if self.c2c_of == "move" else step)
+        return self.sigma_c2c * {"move": move, "step": step, "nominal": 1 / self.steps}[self.c2c_of]
 
-    def step_siemens(self, window: Window) -> float:
-        """Mean of an up and a down step at mid-window, S."""
+    @property
+    def middle_profile(self) -> float:
+        """Mean of an up and a down move at mid-window, over the step; of an up move where there is no other."""
         middle = torch.full((2,), 0.5, dtype=torch.float64)
         profile = torch.as_tensor(self.profile(middle, torch.tensor([True, False]))).double().expand(2)
         up, down = profile.tolist()
         if self.one_sided:
-            return window.span / self.steps * (1 + self.asymmetry) * up
-        return window.span / self.steps * 0.5 * ((1 + self.asymmetry) * up + (1 - self.asymmetry) * down)
+            return (1 + self.asymmetry) * up
+        return 0.5 * ((1 + self.asymmetry) * up + (1 - self.asymmetry) * down)
+
+    def step_siemens(self, window: Window) -> float:
+        """Mean of an up and a down step at mid-window, S."""
+        return window.span / self.steps * self.middle_profile
 
     def with_steps(self, steps: int) -> StepPulses:
-        """The same model with `steps` pulses across the window."""
-        return replace(self, steps=steps)
+        """The same model with `steps` pulses of the nominal step (at mid-window) across the window."""
+        return replace(self, steps=steps * self.middle_profile)
 
     def fabricate(self, blank: Tensor, window: Window, rng: torch.Generator) -> dict[str, Tensor]:
         """Draw `step_up`, `step_down`, `g_lo` and `g_hi`, all S; see the class."""
@@ -116,14 +122,13 @@ class StepPulses(PulseModel):
         """
         if counts.numel() == 0:
             return g
-        todo, order = counts.abs().sort(descending=True, stable=True)
+        order, pending = schedule(counts)
         up = counts[order] > 0
         g, low = g[order], params["g_lo"][order]
         width = params["g_hi"][order] - low
         step = torch.where(up, params["step_up"][order], -params["step_down"][order]) / width
         x = (g - low) / width
-        finished = todo.bincount().cumsum(0)[:-1]  # [k]: cells with at most k pulses
-        for n in (len(g) - finished).tolist():
+        for n in pending:
             move = step[:n] * self.profile(x[:n], up[:n])
             if self.is_noisy:
                 noise = normal_like(move, rng)
@@ -131,3 +136,10 @@ class StepPulses(PulseModel):
             x[:n] = (x[:n] + move).clamp_(0, 1)
         g = torch.minimum(low + x * width, params["g_hi"][order])  # not beyond it by a rounding
         return torch.empty_like(g).index_copy_(0, order, g)
+
+
+def schedule(counts: Tensor) -> tuple[Tensor, list[int]]:
+    """The order (n,) of cells by falling number of pulses, and how many of them get a first, a second, ... one."""
+    todo, order = counts.abs().sort(descending=True, stable=True)
+    finished = todo.bincount().cumsum(0)[:-1]  # [k]: cells with at most k pulses
+    return order, (len(counts) - finished).tolist()
