@@ -129,7 +129,9 @@ def check_reading(device: Device) -> None:
     late = 10.0 + latest(device)
     assert device.read(cells, rng, t_seconds=late).isfinite().all()
     if late < 1e7:
-        with pytest.raises(ValueError, match=r"days after it was written is not known.*program the cells again"):
+        with pytest.raises(
+            ValueError, match=r"days after it was written is not known.*program the cells again"
+        ):
             device.read(cells, rng, t_seconds=late + 60.0)
     first.zero_()
     assert same(cells, before)
