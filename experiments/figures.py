@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from circuits.chip import Chip
 from experiments.learner import Learner
 from experiments.recording import conductances, programmed, slug
 from mep_sim.trace import Trace
@@ -25,14 +26,7 @@ def draw(folder: Path, trace: Trace, learners: list[Learner], epochs: int) -> No
     settling(folder / "settling.png", trace.read(f"training_{slug(first.name)}"))
     transient(folder / "transient.png", trace.read(f"transient_epoch_{epochs}"), first.circuit.layout.sizes)
     if first.chip is not None:
-        crossbars = first.chip.crossbars
-        window = (first.chip.device.g_min_siemens, first.chip.device.g_max_siemens)
-        arrays = {}
-        for weight, crossbar in crossbars.items():
-            recorded = trace.read(conductances(weight))
-            arrays[weight] = {name: recorded[name] for name in crossbar.cells}
-        conductance_maps(folder / "conductances.png", arrays, window)
-        programmed_scatter(folder / "programmed.png", {w: trace.read(programmed(w)) for w in crossbars})
+        cells(folder, trace, first.chip)
 
 
 @contextmanager
@@ -116,6 +110,17 @@ def transient(path: Path, t: dict[str, np.ndarray], sizes: tuple[int, ...]) -> N
             ax.legend(frameon=False)
         for ax in (hidden_moved, output_moved, force):
             ax.set(xlabel="time (time constants)")
+
+
+def cells(folder: Path, trace: Trace, chip: Chip) -> None:
+    """Both pictures of a chip's arrays."""
+    window = (chip.device.g_min_siemens, chip.device.g_max_siemens)
+    arrays = {}
+    for weight, crossbar in chip.crossbars.items():
+        recorded = trace.read(conductances(weight))
+        arrays[weight] = {name: recorded[name] for name in crossbar.cells}
+    conductance_maps(folder / "conductances.png", arrays, window)
+    programmed_scatter(folder / "programmed.png", {w: trace.read(programmed(w)) for w in chip.crossbars})
 
 
 def conductance_maps(
