@@ -21,6 +21,7 @@ from mep_sim.optimizers.strategies.holomorphic import HolomorphicGradient
 from mep_sim.optimizers.strategies.local import LocalEPGradient
 from mep_sim.optimizers.strategies.muon import MuonUpdate, orthogonalise
 from mep_sim.optimizers.strategies.natural import NaturalGradient
+from mep_sim.optimizers.strategies.parts import InParts
 from mep_sim.optimizers.strategies.update import AdamUpdate, FisherUpdate, PlainUpdate, UpdateStrategy
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "GradientStrategy",
     "HolomorphicGradient",
     "ImplicitGradient",
+    "InParts",
     "LocalEPGradient",
     "MuonUpdate",
     "NaturalGradient",

@@ -48,15 +48,25 @@ class EPGradient(GradientStrategy):
     caller's memory determine the tosses), or "one_sweep", a single top-down sweep from the free state that
     equals backprop on the feedforward energy and is no equilibrium. solver: how to settle; its tolerance is
     the free phase's, over the state. nudged_tolerance: residual over the nudge, as `System.scale` counts it.
-    independent_reads: read the weights again for every phase, so that their read noise differs; else one read
-    serves all. settle_steps: that many Euler steps at most, in place of `solver`; settle_lr: their length in time
+    settle_steps: that many Euler steps at most, in place of `solver`; settle_lr: their length in time
     constants, 0.15 unless given.
+
+    Read noise (docs/learning.md has what it does to the contrast):
+
+    independent_reads: read the weights again for every phase, so that their read noise differs; else one read
+    serves all. auto_zero: with it, each nudged phase first stores how far the held free state is out of balance
+    under the new read, and settles from there in deviations: what the reads differ by is not taken for a nudge.
+    reads: how many reads are averaged wherever the weights are read, >= 1: noise over sqrt(reads) for as many times
+    the cost. errors, of the feedforward energy: "held" by circuits that settle with the states; "read" after a
+    nudged phase from its states and a fresh read of the weights; "double_sampled", the same less what that
+    fresh read makes of the free state.
 
     Where fewer than 95 % of a batch settle, an `EPWarning` says so once (not on a GPU, where a look at every step
     would stall its queue: there an `EPMonitor` does).
     """
 
     known_phases: ClassVar[tuple[str, ...]] = ("one_sided", "centred", "random_sign", "one_sweep")
+    known_errors: ClassVar[tuple[str, ...]] = ("held", "read", "double_sampled")
 
     beta: float | str | AutoBeta = 0.1
     phases: str = "one_sided"
@@ -66,6 +76,9 @@ class EPGradient(GradientStrategy):
     settle_steps: int | None = None
     settle_lr: float | None = None
     seed: int | None = None
+    auto_zero: bool = False
+    reads: int = 1
+    errors: str = "held"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,6 +97,7 @@ class EPGradient(GradientStrategy):
             raise ValueError(
                 f"seed = {self.seed} without a coin to toss; choose phases = random_sign with it"
             )
+        self._check_reads()
         if self.settle_steps is None and self.settle_lr is not None:
             raise ValueError(
                 f"settle_lr = {self.settle_lr} without a number of steps; give settle_steps too, such as 15"
@@ -101,6 +115,22 @@ class EPGradient(GradientStrategy):
             object.__setattr__(self, "solver", euler)
         dataclasses.replace(self.solver, tolerance=self.nudged_tolerance)  # raises where it is out of range
 
+    def _check_reads(self) -> None:
+        if not (isinstance(self.reads, int) and self.reads >= 1):
+            raise ValueError(f"reads = {self.reads}; average a whole number of 1 or more")
+        if self.errors not in self.known_errors:
+            raise ValueError(f"unknown errors {self.errors!r}; choose one of {', '.join(self.known_errors)}")
+        if self.errors != "held" and self.phases == "one_sweep":
+            raise ValueError(
+                f"errors = {self.errors} need nudged states to be read from, and one_sweep settles none; choose "
+                "errors = held"
+            )
+        if self.auto_zero and not self.independent_reads:
+            raise ValueError(
+                "auto_zero = True has nothing to null where one read serves all phases; choose independent_reads = "
+                "True with it"
+            )
+
     @torch.no_grad()
     def estimate(
         self,
@@ -116,7 +146,7 @@ class EPGradient(GradientStrategy):
                 "EP settles in the parameters' own precision; leave torch.autocast off around it"
             )
         memory = {} if memory is None else memory
-        params = read()
+        params = self._read(read)
         system = circuit.bind(params, x)
         free = settle(system, solver=self.solver)
         output, c = system.readout(free.state), cost(self.loss_type)
@@ -129,12 +159,16 @@ class EPGradient(GradientStrategy):
         else:
             phases = []
             for nudge in self.nudges(beta, memory):
-                seen = read() if self.independent_reads else params
+                seen = self._read(read) if self.independent_reads else params
                 base = around if seen is params else system.rebind(seen)
                 if isinstance(nudge, complex):
                     base = _continued(circuit, system, seen)
+                elif self.auto_zero:
+                    base = base.around(free)
                 nudged = base.nudged(c, target, nudge)
                 at = self._settle_nudged(nudged, free)
+                if self.errors != "held":
+                    nudged = system.rebind(self._read(read)).nudged(c, target, nudge)
                 phases.append(Phase(nudge, nudged.params, nudged, at))
             gradient = self.combine(circuit, free, phases, memory)
             energy = system.energy(free.state)
@@ -153,6 +187,11 @@ class EPGradient(GradientStrategy):
             raise ValueError(
                 "one_sweep is defined on the feedforward energy only; choose one_sided or centred"
             )
+        if self.errors != "held" and not isinstance(circuit, FeedforwardCircuit):
+            raise ValueError(
+                f"errors = {self.errors}, but the contrast of a {type(circuit).__name__} is made of states alone; "
+                "choose errors = held"
+            )
 
     def nudges(self, beta: float, memory: dict) -> tuple[float | complex, ...]:
         """The nudges of this step's phases."""
@@ -169,13 +208,26 @@ class EPGradient(GradientStrategy):
 
     def contrast(self, circuit: EnergyCircuit, free: Equilibrium, phase: Phase) -> Params:
         """The estimate from one phase."""
-        return phase.system.contrast(free, phase.at)
+        found = phase.system.contrast(free, phase.at)
+        if self.errors != "double_sampled":
+            return found
+        at_rest = phase.system.contrast(free, free)
+        return {name: found[name] - at_rest[name] for name in found}
 
     def average(self, values: list[Tensor]) -> Tensor:
         """The mean of something over the phases."""
         return values[0] if len(values) == 1 else sum(values) / len(values)
 
     # -- steps ----------------------------------------------------------------------------------------
+
+    def _read(self, read: Callable[[], Params]) -> Params:
+        """The weights by the mean of `reads` reads; what is the same object in all of them, digital, as it is."""
+        several = [read() for _ in range(self.reads)]
+        first = several[0]
+        return {
+            name: p if several[-1][name] is p else sum(one[name] for one in several) / self.reads
+            for name, p in first.items()
+        }
 
     def _choose_beta(self, around: System, c: Cost, memory: dict) -> float:
         if isinstance(self.beta, AutoBeta):

@@ -34,6 +34,8 @@ class HolomorphicGradient(EPGradient):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.auto_zero or self.errors != "held":
+            raise ValueError("auto_zero and errors other than held are for real nudges only; use EPGradient")
         if self.points < 2:
             raise ValueError(f"points = {self.points}; a circle takes at least 2, such as 4")
 

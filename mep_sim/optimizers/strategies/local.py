@@ -30,6 +30,8 @@ class LocalEPGradient(EPGradient):
             raise ValueError(
                 "independent_reads is not local: a layer compares states of one read of its weights; use EPGradient"
             )
+        if self.errors != "held":
+            raise ValueError(f"errors = {self.errors} are not a layer's own deviations; use EPGradient")
 
     def contrast(self, circuit: EnergyCircuit, free: Equilibrium, phase: Phase) -> Params:
         moved, x = phase.at.deviation, phase.system.x
