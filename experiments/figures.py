@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -161,3 +161,25 @@ def programmed_scatter(path: Path, arrays: dict[str, dict[str, np.ndarray]]) -> 
                 xlabel="weight asked for",
                 ylabel="weight read",
             )
+
+
+def phase_noise(
+    path: Path,
+    accuracies: Mapping[str, Sequence[tuple[float, float]]],
+    cosines: Mapping[str, Mapping[str, Sequence[float]]],
+    betas: Sequence[float],
+) -> None:
+    """Test accuracy by beta of every method, (beta, %) pairs; and cosines over `betas`, predicted and measured."""
+    with _figure(path, 1, 2, (13, 5)) as axes:
+        left, right = axes[0]
+        for i, (name, points) in enumerate(accuracies.items()):
+            left.semilogx(
+                *zip(*points, strict=True), "osD^v"[i // 10 % 5] + "-", ms=4, color=f"C{i % 10}", label=name
+            )
+        left.set(xlabel="beta", ylabel="test accuracy (%)")
+        left.legend(frameon=False, fontsize=6, loc="lower right")
+        for i, (name, found) in enumerate(cosines.items()):
+            right.semilogx(betas, found["predicted"], "-", color=f"C{i}", label=f"{name}: predicted")
+            right.semilogx(betas, found["measured"], "o", color=f"C{i}", label="measured")
+        right.set(xlabel="beta", ylabel="cosine to the gradient without noise", ylim=(0, 1.02))
+        right.legend(frameon=False, fontsize=7)

@@ -1,14 +1,14 @@
-"""What read noise that differs between the phases does to a contrast, and how much of the gradient it leaves.
+"""Read noise that differs between the phases: what it does to a contrast, and how much of the gradient it leaves.
 
-Let F(theta) = mean over the batch of min_s E(s; theta), the energy of the settled free phase. By the envelope theorem its
-gradient is dE/dtheta at the equilibrium: what a phase contributes to the contrast. A nudged phase that sees theta + d
-in place of theta therefore adds to the estimate
+Let F(theta) = mean over the batch of min_s E(s; theta), the energy of the settled free phase. By the envelope theorem
+its gradient is dE/dtheta at the equilibrium: what a phase contributes to the contrast. A nudged phase that sees
+theta + d in place of theta therefore adds to the estimate
 
     (1 / beta) F''(theta) d + O(d),
 
-whatever the circuit: noise over beta, through the curvature of the free energy, averaged over the batch *before* it meets
-d, as all samples share the read. On the feedforward energy F = 0 for any weights and the term vanishes identically;
-what is left, O(d), is the gradient of the network as the nudged phase has read it.
+whatever the circuit: noise over beta, through the curvature of the free energy, averaged over the batch *before* it
+meets d, as all samples share the read. On the feedforward energy F = 0 for any weights and the term vanishes
+identically; what is left, O(d), is the gradient of the network as the nudged phase has read it.
 """
 
 from __future__ import annotations
