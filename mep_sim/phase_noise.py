@@ -38,8 +38,9 @@ class PhaseNoise:
         """Root mean square norm of the estimate's error: unit_noise sqrt(2 (1 - correlation) / reads) / beta.
 
         Centred, half of that: of (n_+ - n_0) / beta and (n_- - n_0) / -beta the mean is (n_+ - n_-) / 2 beta, in
-        which the free phase's read cancels. correlation: of the noise of the two reads subtracted, in [-1, 1];
-        reads: averaged for each, >= 1; beta > 0.
+        which the free phase's read cancels. correlation: of the noise of the two reads subtracted, in [-1, 1],
+        such as exp(-t / tau) for noise of correlation time tau at reads t apart; reads: averaged for each, >= 1;
+        beta > 0.
         """
         if not beta > 0 or reads < 1 or not -1 <= correlation <= 1:
             raise ValueError(
@@ -52,11 +53,6 @@ class PhaseNoise:
         """To the gradient without noise, 1 / sqrt(1 + (noise / signal)^2): in many dimensions noise is at right
         angles to it. Arguments as of `noise`."""
         return 1 / math.hypot(1.0, self.noise(beta, **reading) / self.signal)
-
-
-def common_mode(read_seconds: float, correlation_seconds: float) -> float:
-    """Correlation exp(-t / tau) of Ornstein-Uhlenbeck noise at two reads `read_seconds` apart."""
-    return math.exp(-read_seconds / correlation_seconds)
 
 
 @torch.no_grad()
