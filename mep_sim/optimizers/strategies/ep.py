@@ -51,15 +51,14 @@ class EPGradient(GradientStrategy):
     settle_steps: that many Euler steps at most, in place of `solver`; settle_lr: their length in time
     constants, 0.15 unless given.
 
-    Read noise (docs/learning.md has what it does to the contrast):
+    Read noise (`mep_sim.phase_noise` has what it does to the contrast):
 
     independent_reads: read the weights again for every phase, so that their read noise differs; else one read
     serves all. auto_zero: with it, each nudged phase first stores how far the held free state is out of balance
-    under the new read, and settles from there in deviations: what the reads differ by is not taken for a nudge.
-    reads: how many reads are averaged wherever the weights are read, >= 1: noise over sqrt(reads) for as many times
-    the cost. errors, of the feedforward energy: "held" by circuits that settle with the states; "read" after a
-    nudged phase from its states and a fresh read of the weights; "double_sampled", the same less what that
-    fresh read makes of the free state.
+    under its own read, and settles in deviations from there: the difference of the reads is then no nudge. reads: how
+    many are averaged wherever the weights are read, >= 1: noise over sqrt(reads), for as many times the cost. errors,
+    of the feedforward energy: "held" by circuits that settle with the states; "read" from the nudged states and a
+    fresh read of the weights; "double_sampled", the same less what that fresh read makes of the free state.
 
     Where fewer than 95 % of a batch settle, an `EPWarning` says so once (not on a GPU, where a look at every step
     would stall its queue: there an `EPMonitor` does).
