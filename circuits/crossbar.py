@@ -150,7 +150,7 @@ class Crossbar:
             counts = counts.add_(torch.rand(counts.shape, generator=self.rng, device=counts.device)).floor_()
         else:
             counts = counts.round_() if self.rounding == "nearest" else counts.trunc_()
-        self.pulse(counts.to(torch.int64), t_seconds)
+        self.pulse(counts.to(torch.int32), t_seconds)
         return counts.mul_(self.step)
 
     def _rewrite(self, delta: Tensor, read: Tensor, t_seconds: float) -> Tensor:
@@ -163,7 +163,7 @@ class Crossbar:
         return torch.where(changed, delta, 0.0)
 
     def pulse(self, counts: Tensor, t_seconds: float = 0.0) -> None:
-        """Move the weights by `counts` (rows, cols) int64 pulses; refresh the array where its mapping asks for it."""
+        """Move the weights by `counts` (rows, cols) whole pulses; refresh the array where its mapping asks for it."""
         for name, n in self.mapping.counts(counts).items():
             self.device.pulse(self.cells[name], n, self.rng, t_seconds)
         self.gain = self._baseline = None

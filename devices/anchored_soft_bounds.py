@@ -71,7 +71,7 @@ class AnchoredSoftBoundsPulses(StepPulses):
         """One pulse after another, each with its own noise; the cost is the total number of pulses."""
         if counts.numel() == 0:
             return g
-        order, pending = schedule(counts)
+        order, pending = schedule(counts.abs())
         up = counts[order] > 0
 
         def share(siemens: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from devices.base import Cells, Device
 from devices.checks import check_counts, check_dtype, check_shape, check_target
 from devices.drift import Drift
 from devices.faults import DEAD, Endurance, StuckCells
+from devices.indices import nonzero
 from devices.programming import ProgrammingNoise
 from devices.pulses import PulseModel
 from devices.read_noise import ReadNoise
@@ -133,7 +134,7 @@ class MemoryCell(Device):
         """
         g_target = check_target(g_target, cells.conductance, self.g_min_siemens, self.g_max_siemens)
         cells.check_time(t_seconds)
-        index = self._sound(cells, g_target.isnan().logical_not_().view(-1).nonzero().squeeze(1))
+        index = self._sound(cells, nonzero(g_target.isnan().logical_not_()))
         g, window = g_target.view(-1)[index], self.window
         if self.levels is not None:
             g = window.at_level(window.level_of(g))
@@ -165,25 +166,26 @@ class MemoryCell(Device):
             )
         counts = check_counts(counts, cells.conductance).reshape(-1)
         cells.check_time(t_seconds)
-        pulsed = counts.nonzero().squeeze(1)
-        todo = counts[pulsed]
+        pulsed = nonzero(counts)
+        todo = counts.index_select(0, pulsed)
         if self.one_sided and bool((todo < 0).any()):
             raise ValueError(
                 f"counts ask {int((todo < 0).sum())} cell(s) to go down, but pulses of this device only potentiate: "
                 "reset such cells with program(), or use a mapping for one-sided cells (OneSidedPair)."
             )
-        before = cells.pulses.view(-1)[pulsed]
-        cells.pulses.view(-1)[pulsed] = before + todo.abs()
+        before = cells.pulses.view(-1).index_select(0, pulsed)
+        cells.pulses.view(-1).index_copy_(0, pulsed, before + todo.abs())
         if self.endurance is not None:  # the last pulses of a cell still move it
-            left = (cells.params["endurance"].view(-1)[pulsed].floor() - before).clamp_(min=0).to(torch.int64)
+            left = (cells.params["endurance"].view(-1)[pulsed].floor() - before).clamp_(min=0).to(todo.dtype)
             todo = todo.sign() * torch.minimum(todo.abs(), left)
-        able = todo != 0
         if self.faults is not None:
-            able &= cells.params["stuck"].view(-1)[pulsed] == 0
-        if not able.all():
+            todo = todo * (cells.params["stuck"].view(-1)[pulsed] == 0)
+        if self.endurance is not None or self.faults is not None:
+            able = nonzero(todo)
             pulsed, todo = pulsed[able], todo[able]
         params = cells.at(pulsed)
-        g = cells.conductance.view(-1)[pulsed] if self.write_noise is None else params["hidden"]
+        state = cells.conductance if self.write_noise is None else cells.params["hidden"]
+        g = state.view(-1).index_select(0, pulsed)
         if self.drift is not None:
             since = t_seconds - cells.written_at.view(-1)[pulsed]
             g = self.drift.after(since, g, params)

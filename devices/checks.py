@@ -72,7 +72,7 @@ def check_target(g_target: Tensor, like: Tensor, g_min: float, g_max: float) -> 
 
 
 def check_counts(counts: Tensor, like: Tensor) -> Tensor:
-    """Return pulse counts (rows, cols) as int64; ValueError for another shape or a non-integer dtype."""
+    """Return pulse counts (rows, cols) as int32 or int64; ValueError for another shape or a non-integer dtype."""
     if counts.dtype not in _INTEGERS:
         raise ValueError(
             f"counts has dtype {counts.dtype}: pulses are whole, give an integer tensor, e.g. "
@@ -83,4 +83,4 @@ def check_counts(counts: Tensor, like: Tensor) -> Tensor:
             f"counts has shape {tuple(counts.shape)}, the array {tuple(like.shape)}: give one count per "
             "cell, 0 for no pulse."
         )
-    return counts.to(torch.int64)
+    return counts if counts.dtype.itemsize >= 4 else counts.to(torch.int32)

@@ -40,7 +40,7 @@ class PulseModel(ABC):
     def apply(
         self, g: Tensor, counts: Tensor, params: dict[str, Tensor], window: Window, rng: torch.Generator
     ) -> Tensor:
-        """Conductances (n,) S after `counts` (n,) int64 pulses, none of them 0, on cells at `g` (n,) S.
+        """Conductances (n,) S after `counts` (n,) pulses, int32 or int64, none of them 0, on cells at `g` (n,) S.
 
         params: the parameters of these cells, each (n,). Several pulses equal one after another.
         """

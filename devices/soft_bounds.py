@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from devices.step_pulses import StepPulses
@@ -23,4 +22,4 @@ class SoftBoundsPulses(StepPulses):
 
     def profile(self, x: Tensor, up: Tensor) -> Tensor:
         """Twice the fraction of the cell's range that lies ahead: 2 at the far bound, 0 on arrival."""
-        return 2 * torch.where(up, 1 - x, x)
+        return (up.to(x.dtype) - x).abs_().mul_(2)  # `where` would take ten times as long
