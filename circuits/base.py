@@ -21,6 +21,8 @@ from circuits.costs import Cost
 
 Params = Mapping[str, Tensor]
 """Weights, biases and dropout masks by name, as read: W_l is (n_l, n_{l-1}), b_l is (n_l,)."""
+Pairs = Sequence[tuple[Tensor, Tensor]]
+"""(post (R, out), pre (R, in)): a matrix as the sum of their products post' pre, a row per sample (and position)."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,11 @@ class System(ABC):
     def contrast(self, free: Equilibrium, nudged: Equilibrium) -> Params:
         """(dE/dtheta at the nudged state - at the free state) / beta, mean over the batch: the gradient
         estimate, local to each synapse. Call it on the nudged system."""
+
+    def factors(self, free: Equilibrium, nudged: Equilibrium) -> dict[str, Pairs]:
+        """By weight name, pairs that add up to B times its contrast: what its rows and columns have to tell its
+        synapses. Call it on the nudged system."""
+        raise ValueError(f"{type(self).__name__} gives no factors of its contrast, sample by sample")
 
     @abstractmethod
     def fastest_rate(self) -> float:

@@ -8,10 +8,11 @@ import math
 import torch
 from torch import Tensor
 
-from circuits.base import EnergyCircuit, Params
+from circuits.base import EnergyCircuit, Pairs, Params
 from circuits.crossbar import Crossbar
 from circuits.mapping import Mapping
 from circuits.periphery import Converter
+from circuits.pulse_trains import PulseTrains
 from devices import Device, ProgramVerify
 
 
@@ -21,7 +22,9 @@ class Chip:
     A convolution's kernel is the matrix (out, in kh kw), its patches are the inputs of the rows. All else (biases,
     normalisation, embeddings) stays digital. w_range: a crossbar's w_max over the root mean square of the
     weights it is made with. rng: a generator on the circuit's device; all of the chip's randomness comes from it.
-    mapping, rounding, programming: as of `Crossbar`. dac: converts what is driven into the first array.
+    mapping, rounding, programming: as of `Crossbar`. dac: converts what is driven into the first array. trains: learn
+    by trains of pulses for each sample (`coincide`) in place of whole changes (`write`); what of their lines saturated
+    last is in `saturated`, by weight.
 
     `t_seconds` is the chip's clock, for drift and slow noise: advance it between reads as the simulated machine would.
     Each read advances it by `read_seconds` itself, so that noise with a correlation time longer than that is shared by
@@ -39,6 +42,7 @@ class Chip:
         rounding: str = "nearest",
         programming: ProgramVerify | None = None,
         dac: Converter | None = None,
+        trains: PulseTrains | None = None,
         read_seconds: float = 0.0,
     ):
         if not w_range > 0:
@@ -46,7 +50,8 @@ class Chip:
         if not 0 <= read_seconds < math.inf:
             raise ValueError(f"read_seconds = {read_seconds}; choose a finite time >= 0 s")
         self.circuit, self.device, self.rng = circuit, device, rng
-        self.dac, self.read_seconds = dac, read_seconds
+        self.dac, self.trains, self.read_seconds = dac, trains, read_seconds
+        self.saturated: dict[str, float] = {}
         self.t_seconds = 0.0
         self.crossbars: dict[str, Crossbar] = {}
         self._last: dict[str, Tensor] = {}
@@ -101,9 +106,25 @@ class Chip:
         for name, delta in deltas.items():
             last = self._last[name].flatten(1)
             written[name] = (
-                self.crossbars[name].write(delta.flatten(1), last, self.t_seconds).view(delta.shape)
+                self.learning[name].write(delta.flatten(1), last, self.t_seconds).view(delta.shape)
             )
         return written
+
+    @torch.no_grad()
+    def coincide(self, factors: collections.abc.Mapping[str, Pairs], scale: float) -> None:
+        """Change each weight by -scale post' pre, summed over its pairs, in the mean, with `trains` of pulses."""
+        for name, pairs in factors.items():
+            self.saturated[name] = self.learning[name].coincide(pairs, scale, self.trains, self.t_seconds)
+
+    @property
+    def learning(self) -> dict[str, Crossbar]:
+        """The arrays that changes are written to."""
+        return self.crossbars
+
+    @property
+    def arrays(self) -> list[Crossbar]:
+        """All of them."""
+        return list(self.crossbars.values())
 
     def calibrate(self) -> None:
         """Remember every array's response, for `compensate` to come back to; call it right after programming."""
@@ -121,15 +142,14 @@ class Chip:
     @property
     def pulses_per_device(self) -> float:
         """Mean number of pulses over all cells of the chip."""
-        arrays = self.crossbars.values()
-        return sum(c.pulses for c in arrays) / sum(c.cell_count for c in arrays)
+        return sum(c.pulses for c in self.arrays) / sum(c.cell_count for c in self.arrays)
 
     @property
     def joules(self) -> tuple[float, float] | None:
         """Energy of all write pulses and of all reads so far, J; None where the device does not say its voltages."""
         if self.device.operation is None:
             return None
-        writes, reads = zip(*(c.joules for c in self.crossbars.values()), strict=True)
+        writes, reads = zip(*(c.joules for c in self.arrays), strict=True)
         return sum(writes), sum(reads)
 
     @property

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from circuits.base import Pairs
 from circuits.mapping import Mapping, default_mapping
+from circuits.pulse_trains import PulseTrains
 from devices import Cells, Device, ProgramVerify
 
 ROUNDINGS = ("nearest", "stochastic", "truncate")
@@ -150,7 +153,7 @@ class Crossbar:
             counts = counts.add_(torch.rand(counts.shape, generator=self.rng, device=counts.device)).floor_()
         else:
             counts = counts.round_() if self.rounding == "nearest" else counts.trunc_()
-        self.pulse(counts.to(torch.int32), t_seconds)
+        self.pulse([counts.to(torch.int32)], t_seconds)
         return counts.mul_(self.step)
 
     def _rewrite(self, delta: Tensor, read: Tensor, t_seconds: float) -> Tensor:
@@ -162,10 +165,27 @@ class Crossbar:
         self.gain = self._baseline = None
         return torch.where(changed, delta, 0.0)
 
-    def pulse(self, counts: Tensor, t_seconds: float = 0.0) -> None:
-        """Move the weights by `counts` (rows, cols) whole pulses; refresh the array where its mapping asks for it."""
-        for name, n in self.mapping.counts(counts).items():
-            self.device.pulse(self.cells[name], n, self.rng, t_seconds)
+    def coincide(self, pairs: Pairs, scale: float, trains: PulseTrains, t_seconds: float = 0.0) -> float:
+        """Move the weights by -scale post' pre, summed over pairs, in the mean, by trains of pulses that coincide;
+        returns the share of lines that saturated. All pulses up come before all pulses down, or after them, by the
+        toss of a coin."""
+        if self.step is None:
+            raise ValueError(
+                "a device without pulses takes no pulse trains: write() it, or give it a pulse model"
+            )
+        found = trains.coincide(pairs, scale, self.step, self.rng)
+        both = [found.up, -found.down]
+        if torch.rand((), generator=self.rng, device=self.rng.device) < 0.5:
+            both.reverse()
+        self.pulse(both, t_seconds)
+        return found.saturated
+
+    def pulse(self, trains: Sequence[Tensor], t_seconds: float = 0.0) -> None:
+        """Move the weights by one train of whole pulses (rows, cols) after another; refresh the array where its mapping
+        asks for it."""
+        for train in trains:
+            for name, n in self.mapping.counts(train).items():
+                self.device.pulse(self.cells[name], n, self.rng, t_seconds)
         self.gain = self._baseline = None
         self.writes += 1
         if self.mapping.refresh_every is not None and self.writes % self.mapping.refresh_every == 0:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from circuits.acceleration import Anderson, Secant, UnitSecant, largest_eigenvalue
-from circuits.base import Equilibrium, Layout, Params, System
+from circuits.base import Equilibrium, Layout, Pairs, Params, System
 from circuits.blocks import INPUT, Block, Tapes
 from circuits.costs import Cost
 from circuits.norms import block_norm
@@ -300,21 +300,33 @@ class FeedforwardSystem(System):
     def signals(self, nudged: Equilibrium) -> dict[str, tuple[Tensor, Tensor]]:
         """(post (R, n_l), pre (R, n_{l-1})) by weight name, a row per sample, and per position of a convolution:
         post' pre / B is that weight's contrast, post summed over its rows / B its bias's."""
+        return self._signals_of(self._layers(nudged))
+
+    def _signals_of(self, layers: Iterable[tuple[Block, Tapes, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
         found = {}
-        for block, tapes, error in self._layers(nudged):
+        for block, tapes, error in layers:
             for m, x, e in block.errors(tapes, error * (-1.0 / self.nudge.beta)):
                 if m.weight is not None:
                     found[m.weight] = m.rows(x, e)
         return found
+
+    def factors(self, free: Equilibrium, nudged: Equilibrium) -> dict[str, Pairs]:
+        return {name: (pair,) for name, pair in self.signals(nudged).items()}
 
     def one_sweep(self) -> Params:
         """The gradient after a single top-down sweep of errors from the free state: backprop, at any beta.
 
         Call it on a nudged system around a free equilibrium.
         """
+        return gradient_of(self._swept(), self._scale)
+
+    def one_sweep_factors(self) -> dict[str, Pairs]:
+        """`factors` of `one_sweep`."""
+        return {name: (pair,) for name, pair in self._signals_of(self._swept()).items()}
+
+    def _swept(self) -> list[tuple[Block, Tapes, Tensor]]:
         top = self.nudge.force(self.readout(self.initial_state()))
-        errors = self._pull_down(self.settled, top)
-        return gradient_of(zip(self.blocks, self.settled, errors, strict=True), self._scale)
+        return list(zip(self.blocks, self.settled, self._pull_down(self.settled, top), strict=True))
 
     @property
     def _scale(self) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from circuits.base import EnergyCircuit, Equilibrium, Layout, Params, System
+from circuits.base import EnergyCircuit, Equilibrium, Layout, Pairs, Params, System
 from circuits.costs import Cost
 from circuits.norms import block_norm, chain_bound, spectral_norm
 
@@ -209,6 +209,16 @@ class HopfieldSystem(System):
         for i in range(len(self.weights)):
             gradient |= self.circuit.local_contrast(i, {}, pairs[i : i + 1], pairs[i + 1], self.nudge.beta)
         return gradient
+
+    def factors(self, free: Equilibrium, nudged: Equilibrium) -> dict[str, Pairs]:
+        """s_l / beta beside s_{l-1} of the free phase, -s_l / beta beside s_{l-1} of the nudged one: a crossbar sees
+        one phase after the other, and what they have in common is written and erased again."""
+        found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.circuit.weights}
+        for at, scale in ((free, 1.0 / self.nudge.beta), (nudged, -1.0 / self.nudge.beta)):
+            states = [self.x, *self.layout.split(at.state)]
+            for name, pre, post in zip(self.circuit.weights, states, states[1:], strict=False):
+                found[name].append((post * scale, pre))
+        return found
 
     # -- bounds -----------------------------------------------------------------------------------
 

@@ -170,7 +170,7 @@ def phase_noise(
     betas: Sequence[float],
 ) -> None:
     """Test accuracy by beta of every method, (beta, %) pairs; and cosines over `betas`, predicted and measured."""
-    with _figure(path, 1, 2, (13, 5)) as axes:
+    with figure(path, 1, 2, (13, 5)) as axes:
         left, right = axes[0]
         for i, (name, points) in enumerate(accuracies.items()):
             left.semilogx(

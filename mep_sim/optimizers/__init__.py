@@ -10,6 +10,7 @@ from mep_sim.optimizers.strategies.exact import BackpropGradient, ImplicitGradie
 from mep_sim.optimizers.strategies.feedback import (
     ErrorFeedback,
     FeedbackStrategy,
+    MixedPrecision,
     NoFeedback,
     NoWriteFeedback,
     WriteFeedback,
@@ -43,6 +44,7 @@ __all__ = [
     "ImplicitGradient",
     "InParts",
     "LocalEPGradient",
+    "MixedPrecision",
     "MuonUpdate",
     "NaturalGradient",
     "NoConstraint",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from circuits import EnergyCircuit, FeedforwardCircuit
+from circuits.base import Pairs
 from circuits.chip import Chip
 from mep_sim.optimizers.strategies.constraint import ConstraintStrategy, NoConstraint, module_of
 from mep_sim.optimizers.strategies.exact import BackpropGradient
 from mep_sim.optimizers.strategies.feedback import (
     ErrorFeedback,
     FeedbackStrategy,
+    NoFeedback,
+    NoWriteFeedback,
     WriteFeedback,
     WriteResidual,
 )
@@ -29,7 +33,8 @@ class CompositeOptimizer(torch.optim.Optimizer):
 
     `optimizer.step(x=x, target=y)` learns by EP, and `loss.backward(); optimizer.step()` uses the same update on a
     gradient of one's own in `.grad`. With a `chip`, what reaches a weight on the array is what its pulses write;
-    `write_feedback` sees to the rest.
+    `write_feedback` sees to the rest. Where a chip learns by pulse trains, its weights take plain steps of -lr times
+    the gradient, sample by sample: no `feedback`, `constraint` or `clip_norm` comes in between.
 
     params: parameters, or groups of them, each with an `lr` and an `update` of its own if it likes, and a `role` where
     there is no model to tell it (see `role`): "embedding" for the tables of `loss.backward()` training. lr > 0.
@@ -57,10 +62,15 @@ class CompositeOptimizer(torch.optim.Optimizer):
         self.gradient = gradient or BackpropGradient()
         self.update = update or PlainUpdate()
         self.constraint = constraint or NoConstraint()
-        self.feedback = feedback or ErrorFeedback()
-        self.write_feedback = write_feedback or WriteResidual()
+        by_trains = chip is not None and chip.trains is not None
+        self.feedback = feedback or (NoFeedback() if by_trains else ErrorFeedback())
+        self.write_feedback = write_feedback or (NoWriteFeedback() if by_trains else WriteResidual())
         self.clip_norm = clip_norm
         self.chip = chip
+        if by_trains:
+            self._check_trains()
+        if chip is not None:
+            self.write_feedback.check(chip)
         self.circuit = _circuit_of(model, chip)
         self.constraint.check(self.circuit)
         is_exact = isinstance(self.gradient, BackpropGradient)
@@ -70,6 +80,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
                 raise ValueError(f"EP resolves nothing in {dtype}; use float32 or float64: model.float()")
         self.memory: dict = {}
         self.estimate: Estimate | None = None
+        self._factors: dict[str, Pairs] = {}  # of the last gradient, where the chip learns by trains
         self._updates: list[UpdateStrategy] = []  # of the groups
         self._named: dict[str, nn.Parameter] = {}  # the parameters by the circuit's names
         self._roles: dict[str, str] = {}
@@ -94,6 +105,10 @@ class CompositeOptimizer(torch.optim.Optimizer):
             roles = {name: group.get("role") or self._role_of(name, p) for name, p in named.items()}
             for name in self._matrices(roles):
                 self.constraint.check_weight(name, named[name])
+                if self._by_trains(name) and update != PlainUpdate():
+                    raise ValueError(
+                        f"update = {update} of {name}, which pulse trains move: use PlainUpdate()"
+                    )
         except ValueError:
             self.param_groups.pop()
             raise
@@ -108,6 +123,23 @@ class CompositeOptimizer(torch.optim.Optimizer):
         if foreign := [tuple(p.shape) for p in params if p not in names]:
             raise ValueError(f"parameters of shapes {foreign} are not the model's; pass model.parameters()")
         return {names[p]: p for p in params}
+
+    def _by_trains(self, name: str) -> bool:
+        return self.chip is not None and self.chip.trains is not None and self.chip.holds(name)
+
+    def _check_trains(self) -> None:
+        """That nothing is asked for between the gradient and trains of pulses, which know single samples only."""
+        allowed = {
+            "feedback": NoFeedback(),
+            "write_feedback": NoWriteFeedback(),
+            "constraint": NoConstraint(),
+        }
+        for name, value in {**allowed, "clip_norm": None}.items():
+            if (given := getattr(self, name)) != value:
+                raise ValueError(
+                    f"{name} = {given} with a chip that learns by pulse trains, which pulse sample by sample: leave "
+                    "it out, or make the chip without trains"
+                )
 
     def role(self, name: str) -> str:
         """What a parameter is for, one of `strategies.update.ROLES`. Without a model every parameter of two or more
@@ -142,7 +174,15 @@ class CompositeOptimizer(torch.optim.Optimizer):
             raise ValueError("an optimizer cannot learn in torch.inference_mode(); use torch.no_grad()")
         read = self.circuit.params if self.chip is None else self.chip.read
         x = x if self.chip is None else self.chip.drive(x)
-        self.estimate = self.gradient.estimate(self.circuit, read, x, target, memory=self.memory)
+        estimate = self.gradient.estimate(self.circuit, read, x, target, memory=self.memory)
+        if self.chip is not None and self.chip.trains is not None:
+            if estimate.factors is None:
+                raise ValueError(
+                    f"{type(self.gradient).__name__} gives no factors for pulse trains; use EPGradient (its "
+                    "one_sweep is backprop)"
+                )
+            self._factors = estimate.factors()
+        self.estimate = dataclasses.replace(estimate, factors=None)  # or the system would live on
         for name, p in self._named.items():
             p.grad = self.estimate.gradient.get(name) if p.requires_grad else None
         return self.estimate
@@ -166,6 +206,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
         states = {name: self.state[self._named[name]] for name in proposed}
         weights = {name: proposed[name] for name in self._matrices(self._roles) if name in proposed}
         self._write(proposed | self.constraint.project(weights, self.circuit, states))
+        self._coincide()
         if x is not None:
             self.zero_grad()
         elif self.chip is not None:
@@ -185,6 +226,8 @@ class CompositeOptimizer(torch.optim.Optimizer):
         elif closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        elif self.chip is not None and self.chip.trains is not None:
+            raise ValueError("pulse trains learn sample by sample: step(x=x, target=y)")
         else:
             self._check_gradients()
             return None
@@ -219,7 +262,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
         options = {p: (group["lr"], update) for group, update in groups for p in group["params"]}
         proposed = {}
         for name, p in self._named.items():
-            if p.grad is None:
+            if p.grad is None or self._by_trains(name):
                 continue
             (lr, update), state = options[p], self.state[p]
             rule = update.rule(p, self.role(name))
@@ -237,11 +280,22 @@ class CompositeOptimizer(torch.optim.Optimizer):
         for name, weight in weights.items():
             p = self._named[name]
             if self.chip is not None and self.chip.holds(name):
-                wanted[name] = self.write_feedback.wanted(weight - p, self.state[p])
+                delta = self.write_feedback.wanted(weight - p, self.state[p])
+                if delta is not None:
+                    wanted[name] = delta
             else:
                 p.copy_(weight)
         for name, written in (self.chip.write(wanted) if wanted else {}).items():
             self.write_feedback.written(wanted[name], written, self.state[self._named[name]])
+
+    def _coincide(self) -> None:
+        """Pulse sample by sample what learns by trains."""
+        rates = {p: group["lr"] for group in self.param_groups for p in group["params"]}
+        for name, pairs in self._factors.items():
+            p = self._named.get(name)
+            if p is not None and p.grad is not None and self._by_trains(name):
+                self.chip.coincide({name: pairs}, rates[p] / len(self.estimate.output))
+        self._factors = {}
 
     # -- saving -------------------------------------------------------------------------------------
 
@@ -276,7 +330,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
             "chip",
             "circuit",
         )
-        running = ("memory", "estimate", "_updates", "_named", "_roles")
+        running = ("memory", "estimate", "_factors", "_updates", "_named", "_roles")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in (*own, *running)}}
 
 

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from circuits import EnergyCircuit, Equilibrium, FeedforwardCircuit, Params, System, cost
+from circuits.base import Pairs
 from circuits.costs import Cost
 from mep_sim.optimizers.strategies.auto_beta import AutoBeta
 from mep_sim.optimizers.strategies.gradient import Estimate, GradientStrategy
@@ -153,8 +155,10 @@ class EPGradient(GradientStrategy):
         around = system.around(free)
         beta = self._choose_beta(around, c, memory)
         if self.phases == "one_sweep":
-            gradient = around.nudged(c, target, beta).one_sweep()
-            estimate = Estimate(gradient, loss, output, free, beta=beta)
+            nudged = around.nudged(c, target, beta)
+            estimate = Estimate(
+                nudged.one_sweep(), loss, output, free, beta=beta, factors=nudged.one_sweep_factors
+            )
         else:
             phases = []
             for nudge in self.nudges(beta, memory):
@@ -174,7 +178,9 @@ class EPGradient(GradientStrategy):
             gap = self.average([phase.rise(energy).mean() for phase in phases])
             at = tuple(phase.at for phase in phases)
             self._warn_unsettled(free, *at)
-            estimate = Estimate(gradient, loss, output, free, at, gap, phases[0].beta)
+            # of a plain mean over phases
+            factors = partial(_factors, free, phases) if type(self).combine is EPGradient.combine else None
+            estimate = Estimate(gradient, loss, output, free, at, gap, phases[0].beta, factors)
         system.observe(free)
         return estimate
 
@@ -265,6 +271,14 @@ class EPGradient(GradientStrategy):
         return dataclasses.replace(
             at, relative_residual=relative, converged=relative <= self.nudged_tolerance
         )
+
+
+def _factors(free: Equilibrium, phases: list[Phase]) -> dict[str, Pairs]:
+    found = [phase.system.factors(free, phase.at) for phase in phases]
+    return {
+        name: [(post / len(phases), pre) for factors in found for post, pre in factors[name]]
+        for name in found[0]
+    }
 
 
 def _is_strength(beta: object) -> bool:

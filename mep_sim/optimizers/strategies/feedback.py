@@ -5,9 +5,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from circuits.chip import Chip
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,12 @@ class ErrorFeedback(FeedbackStrategy):
 class WriteFeedback(ABC):
     """Decides what to ask of the devices, given what earlier writes could not do."""
 
+    def check(self, chip: Chip) -> None:
+        """ValueError where it cannot work with this chip."""
+
     @abstractmethod
-    def wanted(self, delta: Tensor, state: dict) -> Tensor:
-        """The weight change to ask for."""
+    def wanted(self, delta: Tensor, state: dict) -> Tensor | None:
+        """The weight change to ask for; None: none now."""
 
     @abstractmethod
     def written(self, wanted: Tensor, written: Tensor, state: dict) -> None:
@@ -85,3 +92,34 @@ class WriteResidual(WriteFeedback):
 
     def written(self, wanted: Tensor, written: Tensor, state: dict) -> None:
         state["write_residual"] = wanted - written
+
+
+@dataclass(frozen=True)
+class MixedPrecision(WriteFeedback):
+    """A digital accumulator of all wanted changes, of which whole pulses go to the array (Nandakumar et al., Front.
+    Neurosci. 14:406, 2020): chi <- chi + delta; every `every` steps trunc(chi / step) pulses, which chi is lessened by.
+
+    On a chip that rounds towards zero. With every = 1 it is `WriteResidual` on such a chip.
+    """
+
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every = {self.every}; choose a transfer after 1 step or more")
+
+    def check(self, chip: Chip) -> None:
+        rounding = {array.rounding for array in chip.learning.values()}
+        if rounding - {"truncate"}:
+            raise ValueError(
+                f"MixedPrecision transfers whole pulses only, and this chip's rounding is {rounding.pop()!r}: make it "
+                "with rounding='truncate', or use WriteResidual()"
+            )
+
+    def wanted(self, delta: Tensor, state: dict) -> Tensor | None:
+        state["chi"] = state["chi"] + delta if "chi" in state else delta
+        state["chi_steps"] = state.get("chi_steps", 0) + 1
+        return None if state["chi_steps"] % self.every else state["chi"]
+
+    def written(self, wanted: Tensor, written: Tensor, state: dict) -> None:
+        state["chi"] = wanted - written

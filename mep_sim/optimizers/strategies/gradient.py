@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from circuits import EnergyCircuit, Equilibrium, Params, cost
+from circuits.base import Pairs
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Estimate:
     loss: mean cost of the free output, a 0-d tensor; output (B, C): the free output; free and nudged: the
     equilibria (none for backprop); energy_gap: mean over samples and phases of (E_nudged - E_free) / beta,
     the cost as the energies see it, a 0-d tensor; beta: the nudging strength really used, with its sign
-    where only one was, nan without a nudge.
+    where only one was, nan without a nudge. factors: gives, by name of a weight matrix, `Pairs` whose products add up
+    to B times its gradient; None where the estimate is no sum over samples.
     """
 
     gradient: Params
@@ -29,6 +31,7 @@ class Estimate:
     nudged: tuple[Equilibrium, ...] = ()
     energy_gap: Tensor | None = None
     beta: float = math.nan
+    factors: Callable[[], dict[str, Pairs]] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
