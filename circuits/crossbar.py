@@ -210,8 +210,8 @@ class Crossbar:
     @property
     def joules(self) -> tuple[float, float] | None:
         """Energy of all write pulses and of all reads so far, J, as if the cells had always been as they are now; None
-        where the device does not say its voltages. Neither open-loop programming nor the reads of
-        program-and-verify are in it."""
+        where the device does not say its voltages. Not in it: writes of cells with pulses by
+        programming in open loop, and the reads of program-and-verify."""
         operation = self.device.operation
         if operation is None:
             return None

@@ -49,7 +49,9 @@ class ProgramVerify:
         g_target = check_target(g_target, cells.conductance, device.g_min_siemens, device.g_max_siemens)
         span, step = device.g_max_siemens - device.g_min_siemens, device.step_siemens
         across = 1 if step is None else max(round(span / step), 1)
-        budget = 10 * across if self.max_pulses is None else self.max_pulses
+        budget = self.max_pulses
+        if budget is None:  # a write without pulses counts as one: the rounds bound them
+            budget = self.max_rounds if step is None else 10 * across
         before, nowhere = cells.pulses.clone(), torch.full_like(g_target, torch.nan)
         failed, last, share = ~g_target.isnan(), torch.zeros_like(g_target), torch.ones_like(g_target)
         for _ in range(self.max_rounds):

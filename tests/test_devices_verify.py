@@ -151,7 +151,7 @@ def verified(device: Device, how: ProgramVerify, shape=(15, 10), **options) -> t
 def test_every_preset_reaches_the_tolerance_or_says_which_cells_did_not(name):
     """Read without noise, a cell is within 4 % exactly where it is not reported."""
     device = without_read_noise(devices.preset(name))
-    cells, failed, errors = verified(device, ProgramVerify(0.04, max_rounds=40), (8, 6))
+    cells, failed, errors = verified(device, ProgramVerify(0.04, max_rounds=12, max_pulses=2000), (8, 6))
     assert failed.dtype == torch.bool
     assert failed.shape == cells.shape
     assert (errors[~failed] <= 0.04 * (1 + 1e-6)).all()
