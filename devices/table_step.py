@@ -63,7 +63,7 @@ class TablePulses(StepPulses):
 
 
 def _at(table: tuple[float, ...], x: Tensor) -> Tensor:
-    values = torch.tensor(table, dtype=x.dtype, device=x.device)
+    values = torch.as_tensor(table, dtype=x.dtype, device=x.device)
     place = x.clamp(0, 1) * (len(table) - 1)  # a cell may have drifted out of its bounds
     left = place.long().clamp_(0, len(table) - 2)
     return torch.lerp(values[left], values[left + 1], place - left)

@@ -34,7 +34,8 @@ from typing import Literal
 import numpy as np
 import torch
 from scipy.optimize import least_squares, minimize
-from scipy.special import ndtr
+from torch import Tensor
+from torch.special import log_ndtr, ndtr
 
 from devices import (
     ConstantStepPulses,
@@ -69,7 +70,7 @@ class Family:
 
     name: str
     kind: type[StepPulses]
-    settings: Callable[[Sequence[float]], dict[str, object]] = lambda _: {}
+    settings: Callable[[Sequence[float] | Tensor], dict[str, object]] = lambda _: {}
     bounds: tuple[tuple[float, float], ...] = ()
     starts: tuple[tuple[float, ...], ...] = ((),)
     window: bool = False
@@ -152,7 +153,7 @@ def families(data: PulseData) -> tuple[Family, ...]:
         Family(
             "linear",
             LinearPulses,
-            lambda p: {"gamma_up": float(p[0]), "gamma_down": float(p[1])},
+            _gammas,
             gammas,
             ((0.5, 0.5),),
         ),
@@ -161,7 +162,7 @@ def families(data: PulseData) -> tuple[Family, ...]:
         Family(
             "power",
             PowerPulses,
-            lambda p: {"gamma_up": float(p[0]), "gamma_down": float(p[1])},
+            _gammas,
             ((0.0, 20.0),) * 2,
             ((1.0, 1.0), (2.5, 2.5), (0.3, 0.3)),
             window=True,
@@ -176,8 +177,12 @@ def families(data: PulseData) -> tuple[Family, ...]:
     )
 
 
-def _exponential(p: Sequence[float]) -> dict[str, object]:
-    up, gamma_up, down, gamma_down = map(float, p)
+def _gammas(p: Sequence[float] | Tensor) -> dict[str, object]:
+    return {"gamma_up": p[0], "gamma_down": p[1]}
+
+
+def _exponential(p: Sequence[float] | Tensor) -> dict[str, object]:
+    up, gamma_up, down, gamma_down = p
     return {
         "a_up": up / (up - 1),
         "a_down": down / (down - 1),
@@ -186,11 +191,12 @@ def _exponential(p: Sequence[float]) -> dict[str, object]:
     }
 
 
-def _table(free: Sequence[float]) -> tuple[float, ...]:
+def _table(free: Sequence[float] | Tensor) -> tuple[float, ...] | Tensor:
     """A table from all its knots but the middle one, which is 1."""
-    values = [float(x) for x in free]
-    half = len(values) // 2
-    return (*values[:half], 1.0, *values[half:])
+    half = len(free) // 2
+    if isinstance(free, Tensor):
+        return torch.cat((free[:half], free.new_ones(1), free[half:]))
+    return (*free[:half], 1.0, *free[half:])
 
 
 def _binned(steps: Steps, knots: int) -> tuple[float, ...]:
@@ -274,40 +280,39 @@ class _Problem:
         steps = self.data = data.steps
         self.low, high = _extremes(steps)
         self.span = high - self.low
-        self.before = (steps.before - self.low) / self.span
-        self.step = (steps.after - steps.before) / self.span
+        self.before = torch.from_numpy((steps.before - self.low) / self.span)
+        self.step = torch.from_numpy((steps.after - steps.before) / self.span)
         self.up = torch.from_numpy(steps.up)
-        self.side = np.where(steps.up, 0, 1)
-        self.sign = np.where(steps.up, 1.0, -1.0)
-        size = np.abs(self.step)
-        self.floor = _RESOLUTION * float(np.median(size[size > 0]))
+        self.side = torch.from_numpy(np.where(steps.up, 0, 1))
+        self.sign = 1.0 - 2.0 * self.side.double()
+        self.device = torch.from_numpy(steps.device)
+        size = self.step.abs()
+        typical = float(size[size > 0].median())
+        self.floor = _RESOLUTION * typical
+        self.reads = torch.from_numpy(steps.reads)
         self.read = None  # variance of each step by reading
+        margin = 0.0  # by which read noise carries the extremes of the data beyond the bounds
         if noise is not None:
-            of = 1.0 if noise.relative_to == "window" else steps.before / self.span
-            self.read = (noise.sigma_relative * of) ** 2 * steps.reads
-        self.factors = np.ones((len(data.devices), 2))
+            of = 1.0 if noise.relative_to == "window" else torch.from_numpy(steps.before) / self.span
+            self.read = (noise.sigma_relative * of) ** 2 * self.reads
+            margin = min(5 * float(self.read.mean().sqrt()), 0.1)
+        self.factors = torch.ones(len(data.devices), 2, dtype=torch.float64)
         mean = [float((self.sign * self.step)[self.side == s].mean()) for s in (0, 1)]
-        room = min(EXTENSION, self.low / self.span)
+        beyond = EXTENSION if family.window else 1e-9  # a solver wants some room
+        room = max(min(beyond, self.low / self.span), 1e-9)
         # all free parameters: shape, ends of the window, then logarithms of the steps, of sigma and of the noise
-        self.names = [f"shape {k + 1}" for k in range(len(family.bounds))]
-        self.bounds = list(family.bounds)
-        self.first = [list(start) for start in family.starts]
-        if family.window:
-            self.names += ["g_min", "g_max"]
-            self.bounds += [(0.0, room), (0.0, EXTENSION)]
-            self.first = [[*start, min(0.03, room / 2), 0.03] for start in self.first]
+        self.names = [f"shape {k + 1}" for k in range(len(family.bounds))] + ["g_min", "g_max"]
+        self.bounds = [*family.bounds, (-margin, room), (-margin, beyond)]
+        ends = (min(0.03, room / 2), 0.03) if family.window else (-margin / 4, -margin / 4)
         self.shape = len(self.bounds)
         self.names += ["step up", "step down", "sigma_c2c"]
-        self.bounds += [(math.log(m) - 5, math.log(m) + 5) for m in mean] + [
-            (math.log(1e-4), math.log(_LARGEST))
-        ]
-        self.first = [[*start, *np.log(mean), math.log(0.3)] for start in self.first]
+        self.bounds += [(math.log(m) - 5, math.log(m) + 5) for m in mean]
+        self.bounds.append((math.log(1e-4), math.log(_LARGEST)))
+        self.first = [[*start, *ends, *np.log(mean), math.log(0.3)] for start in family.starts]
         if self.fits_noise:
             self.names.append("noise")
             self.bounds.append((math.log(self.floor), 0.0))
-            self.first = [
-                [*start, math.log(0.03 * float(np.median(size)) + self.floor)] for start in self.first
-            ]
+            self.first = [[*start, math.log(0.03 * typical)] for start in self.first]
 
     @property
     def fits_noise(self) -> bool:
@@ -315,76 +320,105 @@ class _Problem:
 
     @property
     def parameters(self) -> int:
-        """All that the data decided: both ends of the window always, the steps of every device."""
-        free = len(self.bounds) + 2 * (len(self.factors) - 1)
-        return free if self.family.window else free + 2
-
-    def ends(self, theta: np.ndarray) -> tuple[float, float]:
-        """Distances of the window's ends from the data."""
-        if not self.family.window:
-            return 0.0, 0.0
-        at = len(self.family.bounds)
-        return float(theta[at]), float(theta[at + 1])
+        """All that the data decided: both ends of the window even where these are its extremes; steps by device."""
+        return len(self.bounds) + 2 * (len(self.factors) - 1)
 
     def pulses(self, theta: np.ndarray) -> StepPulses:
         """The model with its shape and its noise, of any steps."""
-        settings = self.family.settings(theta[: len(self.family.bounds)])
+        settings = self.family.settings(theta[: len(self.family.bounds)].tolist())
         sigma = math.exp(theta[self.shape + 2])
         return self.family.kind(steps=1, sigma_c2c=sigma, c2c_of=self.c2c_of, **settings)
 
-    def moves(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (n,) of the moves before the bounds cut them off, and their standard deviation."""
-        below, above = self.ends(theta)
-        pulses = self.pulses(theta)
-        x = torch.from_numpy(((self.before + below) / (1 + below + above)).clip(0, 1))
-        size = self.steps(theta)[self.side] * self.factors[self.data.device, self.side]
-        move = size * torch.as_tensor(pulses.profile(x, self.up)).expand(len(x)).numpy()
-        spread = pulses.spread(torch.from_numpy(move), torch.from_numpy(size), x)
-        return move, spread.numpy()
+    def traced(self, theta: Tensor) -> StepPulses:
+        """As `pulses`, with tensors for settings, so that gradients reach them."""
+        pulses = object.__new__(self.family.kind)
+        vars(pulses).update(vars(self.pulses(theta.detach().numpy())))
+        vars(pulses).update(self.family.settings(theta[: len(self.family.bounds)]))
+        vars(pulses)["sigma_c2c"] = theta[self.shape + 2].exp()
+        return pulses
 
-    def steps(self, theta: np.ndarray) -> np.ndarray:
+    def moves(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean (n,) of the moves before the bounds cut them off, their standard deviation, and the state (n,) they
+        begin at."""
+        below, above = theta[self.shape - 2], theta[self.shape - 1]
+        pulses = self.traced(theta)
+        width = 1 + below + above
+        # not quite at the ends, where powers have infinite slopes
+        x = ((self.before + below) / width).clamp(1e-6, 1 - 1e-6)
+        size = self.steps(theta, pulses)[self.side] * self.factors[self.device, self.side]
+        move = size * pulses.profile(x, self.up)
+        return move, pulses.spread(move, size, x), x * width - below
+
+    def steps(self, theta: Tensor, pulses: StepPulses) -> Tensor:
         """Steps (2,) up and down in the sense of the model: the move at mid-range over the profile there."""
         middle = torch.full((2,), 0.5, dtype=torch.float64)
-        profile = torch.as_tensor(self.pulses(theta).profile(middle, torch.tensor([True, False]))).expand(2)
-        return np.exp(theta[self.shape : self.shape + 2]) / profile.numpy()
+        profile = pulses.profile(middle, torch.tensor([True, False]))
+        return theta[self.shape : self.shape + 2].exp() / profile
 
-    def moments(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance (n,) of the measured steps: the bounds clip a normal distribution; reads add to it."""
-        below, above = self.ends(theta)
-        move, spread = self.moves(theta)
-        mean, s = self.sign * move, np.maximum(spread, 1e-2 * self.floor)
-        low, high = -below - self.before, 1 + above - self.before
-        a, b = (low - mean) / s, (high - mean) / s
-        inside, pa, pb = ndtr(b) - ndtr(a), _density(a), _density(b)
-        first = low * ndtr(a) + high * ndtr(-b) + mean * inside + s * (pa - pb)
-        # second moment around the mean before clipping, where nothing cancels
-        second = (
-            (low - mean) ** 2 * ndtr(a) + (high - mean) ** 2 * ndtr(-b) + s**2 * (inside + a * pa - b * pb)
-        )
-        variance = np.maximum(second - (first - mean) ** 2, 0)
+    def extra(self, theta: Tensor) -> Tensor | float:
+        """Variance of the steps by reading, and a floor."""
         if self.read is not None:
-            extra = self.read
-        elif self.fits_noise:
-            extra = math.exp(2 * theta[-1]) * self.data.reads
-        else:
-            extra = 0.0
-        return first, variance + extra + self.floor**2
+            return self.read + self.floor**2
+        return (torch.exp(2 * theta[-1]) * self.reads if self.fits_noise else 0.0) + self.floor**2
 
-    def loss(self, theta: np.ndarray) -> float:
-        """- ln(L), of steps in units of the measured range."""
-        mean, variance = self.moments(theta)
-        z2 = (self.step - mean) ** 2 / variance
-        return 0.5 * float((z2 + np.log(2 * math.pi * variance)).sum())
+    def loss(self, theta: Tensor) -> Tensor:
+        """- ln(L) of steps in units of the measured range: a normal move cut off at the bounds, plus normal noise.
+
+        The density is that of three cases: cut off below, above, or neither.
+        """
+        move, spread, start = self.moves(theta)
+        low, high = -theta[self.shape - 2] - start, 1 + theta[self.shape - 1] - start
+        mean, variance = self.sign * move, spread**2 + (0.01 * self.floor) ** 2
+        noise = self.extra(theta)
+        s, total = variance.sqrt(), variance + noise
+        offset = start - self.before
+        observed = self.step - offset  # from where the cell was, not from its reading
+        posterior = mean + variance / total * (observed - mean)
+        deviation = s * (noise / total) ** 0.5
+        inside = ndtr((high - posterior) / deviation) - ndtr((low - posterior) / deviation)
+        cases = (
+            log_ndtr((low - mean) / s) + _log_normal(observed - low, noise),
+            log_ndtr((mean - high) / s) + _log_normal(observed - high, noise),
+            inside.clamp(min=1e-200).log() + _log_normal(observed - mean, total),
+        )
+        return -torch.logsumexp(torch.stack(cases), 0).sum()
+
+    def moments(self, theta: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Mean and variance (n,) of the measured steps."""
+        theta = torch.from_numpy(theta)
+        move, spread, start = self.moves(theta)
+        low, high = -theta[self.shape - 2] - start, 1 + theta[self.shape - 1] - start
+        mean, s = self.sign * move, spread + 0.01 * self.floor
+        a, b = (low - mean) / s, (high - mean) / s
+        pa, pb = _log_normal(a, 1.0).exp(), _log_normal(b, 1.0).exp()
+        below, above = ndtr(a), ndtr(-b)
+        shift = (low - mean) * below + (high - mean) * above + s * (pa - pb)
+        square = (low - mean) ** 2 * below + (high - mean) ** 2 * above
+        square = square + s**2 * (1 - below - above + a * pa - b * pb)
+        variance = (square - shift**2).clamp(min=0) + self.extra(theta)
+        return mean + shift + start - self.before, variance
+
+    def value(self, theta: np.ndarray) -> float:
+        with torch.no_grad():
+            return float(self.loss(torch.from_numpy(theta)))
+
+    def gradient(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
+        """- ln(L) and its gradient."""
+        leaf = torch.from_numpy(theta.copy()).requires_grad_()
+        loss = self.loss(leaf)
+        loss.backward()
+        return float(loss.detach()), leaf.grad.numpy()
 
     def solve(self) -> tuple[np.ndarray, float]:
         """The most likely parameters: robust least squares from every start, then the likelihood from the best two."""
         low, high = np.array(self.bounds).T
-        scale = 0.5 * float(np.median(np.abs(self.step)))
+        scale = 0.5 * float(self.step.abs().median())
         fitted = self.shape + 2  # noise does not move the mean
 
         def residuals(free: np.ndarray, rest: np.ndarray) -> np.ndarray:
-            move, _ = self.moves(np.r_[free, rest])
-            return (self.sign * self.step - move) / scale
+            with torch.no_grad():
+                move, _, _ = self.moves(torch.from_numpy(np.r_[free, rest]))
+                return ((self.sign * self.step - move) / scale).numpy()
 
         found = []
         for start in map(np.array, self.first):
@@ -396,24 +430,24 @@ class _Problem:
                 bounds=(low[:fitted], high[:fitted]),
                 loss="soft_l1",
                 args=(rest,),
-                max_nfev=60,
+                max_nfev=40,
             )
             theta = np.r_[first.x, rest]
-            move, _ = self.moves(theta)
-            error = np.sqrt(np.mean((self.sign * self.step - move) ** 2) / np.mean(move**2))
-            theta[self.shape + 2] = np.clip(math.log(error + 1e-6), low[self.shape + 2], high[self.shape + 2])
-            found.append((self.loss(theta), theta))
+            error = residuals(first.x, rest) * scale
+            error = math.sqrt(np.mean(error**2) / float((self.step**2).mean())) + 1e-6
+            theta[self.shape + 2] = np.clip(math.log(error), low[self.shape + 2], high[self.shape + 2])
+            found.append((self.value(theta), theta))
         found.sort(key=lambda pair: pair[0])
         best = [self._descend(theta) for _, theta in found[:2]]
         return min(best, key=lambda pair: pair[1])
 
     def _descend(self, theta: np.ndarray) -> tuple[np.ndarray, float]:
         """From `theta` to the nearest maximum of the likelihood, in turn over shared parameters and devices' steps."""
-        self.factors = np.ones_like(self.factors)
-        loss = math.inf
+        self.factors = torch.ones_like(self.factors)
+        loss, options = math.inf, {"maxiter": 200, "ftol": 1e-9}
         for _ in range(8):
             result = minimize(
-                self.loss, theta, method="L-BFGS-B", bounds=self.bounds, options={"maxiter": 300}
+                self.gradient, theta, method="L-BFGS-B", jac=True, bounds=self.bounds, options=options
             )
             theta, before, loss = result.x, loss, float(result.fun)
             if len(self.factors) == 1 or before - loss < 0.1:
@@ -426,20 +460,22 @@ class _Problem:
         estimate, _ = self.factors_of(theta)
         self.factors = estimate / estimate.mean(0)
 
-    def factors_of(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def factors_of(self, theta: np.ndarray) -> tuple[Tensor, Tensor]:
         """Factors (devices, 2) of the steps up and down, and the variances of these estimates."""
-        _, variance = self.moments(theta)
-        own = self.factors[self.data.device, self.side]
-        move = self.moves(theta)[0] / own
-        shape = self.factors.shape
-        top, bottom = np.zeros(shape), np.zeros(shape)
-        np.add.at(top, (self.data.device, self.side), move * self.sign * self.step / variance)
-        np.add.at(bottom, (self.data.device, self.side), move**2 / variance)
-        return np.maximum(top / bottom, 0.01), 1 / bottom
+        with torch.no_grad():
+            _, variance = self.moments(theta)
+            move = self.moves(torch.from_numpy(theta))[0] / self.factors[self.device, self.side]
+        top, bottom = torch.zeros_like(self.factors), torch.zeros_like(self.factors)
+        where = (self.device, self.side)
+        top.index_put_(where, move * self.sign * self.step / variance, accumulate=True)
+        bottom.index_put_(where, move**2 / variance, accumulate=True)
+        return (top / bottom).clamp(min=0.01), 1 / bottom
 
 
-def _density(x: np.ndarray) -> np.ndarray:
-    return np.exp(-0.5 * np.minimum(x * x, 1400)) / math.sqrt(2 * math.pi)
+def _log_normal(x: Tensor, variance: Tensor | float) -> Tensor:
+    """Logarithm of the normal density of mean 0 at x (n,)."""
+    log = variance.log() if isinstance(variance, Tensor) else math.log(variance)
+    return -0.5 * (x**2 / variance + log + math.log(2 * math.pi))
 
 
 def fit(family: Family, data: PulseData, noise: WhiteReadNoise | None) -> Fit:
@@ -485,27 +521,30 @@ def memory_cell(chosen: Fit, data: PulseData, noise: WhiteReadNoise | None, sour
 
 def _settled(problem: _Problem, theta: np.ndarray, loss: float, noise: WhiteReadNoise | None) -> Fit:
     """The result in siemens and in the device's settings."""
-    span, data = problem.span, problem.data
-    below, above = problem.ends(theta)
-    mean, variance = problem.moments(theta)
-    up, down = problem.steps(theta)
-    sizes = (up + down) / 2
+    span, free = problem.span, torch.from_numpy(theta)
+    below, above = theta[problem.shape - 2 : problem.shape].tolist()
+    with torch.no_grad():
+        mean, variance = problem.moments(theta)
+        up, down = problem.steps(free, problem.traced(free)).tolist()
     pulses = replace(
         problem.pulses(theta),
-        steps=float((1 + below + above) / sizes),
-        asymmetry=float((up - down) / (up + down)),
+        steps=(1 + below + above) / (0.5 * (up + down)),
+        asymmetry=(up - down) / (up + down),
         **_device_spread(problem, theta),
     )
-    low, high = np.array(problem.bounds).T
-    near = 1e-3 * (high - low)
     limits = [
         name
-        for name, x, a, b, n in zip(problem.names, theta, low, high, near, strict=True)
-        if (x - a < n or b - x < n) and not (name in ("g_min", "g_max") and x - a < n) and name != "noise"
+        for name, x, (low, high) in zip(problem.names, theta, problem.bounds, strict=True)
+        if name not in ("g_min", "g_max", "noise") and not 1e-3 < (x - low) / (high - low) < 1 - 1e-3
+    ]
+    limits += [
+        name
+        for name, x in (("g_min", below), ("g_max", above))
+        if problem.family.window and x > 0.999 * EXTENSION
     ]
     read = 0.0
     if noise is not None:
-        read = float(np.sqrt(np.mean(problem.read / data.reads))) * span
+        read = math.sqrt(float((problem.read / problem.reads).mean())) * span
     elif problem.fits_noise and theta[-1] > math.log(2 * problem.floor):
         read = math.exp(theta[-1]) * span
     return Fit(
@@ -516,9 +555,9 @@ def _settled(problem: _Problem, theta: np.ndarray, loss: float, noise: WhiteRead
         log_likelihood=-loss - len(mean) * math.log(span),
         parameters=problem.parameters,
         steps=len(mean),
-        mean=mean * span,
-        sd=np.sqrt(variance) * span,
-        residual=(problem.step - mean) * span,
+        mean=mean.numpy() * span,
+        sd=variance.sqrt().numpy() * span,
+        residual=(problem.step - mean).numpy() * span,
         noise=read,
         at_limit=tuple(limits),
     )
@@ -528,8 +567,11 @@ def _device_spread(problem: _Problem, theta: np.ndarray) -> dict[str, float]:
     """sigma_dtod and sigma_asymmetry: spread of the devices' steps less what their estimates vary by themselves."""
     if len(problem.factors) == 1:
         return {}
-    factors, variance = problem.factors_of(theta)
-    (up, down), (dup, ddown) = (factors * problem.steps(theta)).T, (variance * problem.steps(theta) ** 2).T
+    factors, variance = (x.numpy() for x in problem.factors_of(theta))
+    free = torch.from_numpy(theta)
+    with torch.no_grad():
+        steps = problem.steps(free, problem.traced(free)).numpy()
+    (up, down), (dup, ddown) = (factors * steps).T, (variance * steps**2).T
     both = up + down
     step, asymmetry = both / both.mean(), (up - down) / both
     step_error = (dup + ddown) / both.mean() ** 2
