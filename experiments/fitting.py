@@ -311,7 +311,7 @@ class _Problem:
         self.first = [[*start, *ends, *np.log(mean), math.log(0.3)] for start in family.starts]
         if self.fits_noise:
             self.names.append("noise")
-            self.bounds.append((math.log(self.floor), 0.0))
+            self.bounds.append((math.log(1e-2 * self.floor), 0.0))  # of no effect at its lowest
             self.first = [[*start, math.log(0.03 * typical)] for start in self.first]
 
     @property
