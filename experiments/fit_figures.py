@@ -122,8 +122,8 @@ def steps(path: Path, data: PulseData, fits: Sequence[Fit], chosen: Fit) -> None
 
 
 def _mean_by_place(place: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means over up to 60 groups of neighbours in `place` (n,), ascending: devices differ, a line should not zigzag."""
-    groups = [part for part in np.array_split(np.arange(len(place)), min(60, len(place))) if len(part)]
+    """Means over up to 25 groups of neighbours in `place` (n,), ascending: devices differ, a line should not zigzag."""
+    groups = [part for part in np.array_split(np.arange(len(place)), min(25, len(place))) if len(part)]
     return np.array([place[part].mean() for part in groups]), np.array(
         [value[part].mean() for part in groups]
     )

@@ -277,6 +277,7 @@ class _Problem:
 
     def __init__(self, family: Family, c2c_of: str, data: PulseData, noise: WhiteReadNoise | None) -> None:
         self.family, self.c2c_of = family, c2c_of
+        self.plain = vars(family.kind(steps=1, c2c_of=c2c_of, **family.settings(family.starts[0])))
         steps = self.data = data.steps
         self.low, high = _extremes(steps)
         self.span = high - self.low
@@ -331,8 +332,8 @@ class _Problem:
 
     def traced(self, theta: Tensor) -> StepPulses:
         """As `pulses`, with tensors for settings, so that gradients reach them."""
-        pulses = object.__new__(self.family.kind)
-        vars(pulses).update(vars(self.pulses(theta.detach().numpy())))
+        pulses = object.__new__(self.family.kind)  # unchecked: the bounds of the search hold
+        vars(pulses).update(self.plain)
         vars(pulses).update(self.family.settings(theta[: len(self.family.bounds)]))
         vars(pulses)["sigma_c2c"] = theta[self.shape + 2].exp()
         return pulses
@@ -430,7 +431,7 @@ class _Problem:
                 bounds=(low[:fitted], high[:fitted]),
                 loss="soft_l1",
                 args=(rest,),
-                max_nfev=40,
+                max_nfev=20,
             )
             theta = np.r_[first.x, rest]
             error = residuals(first.x, rest) * scale
@@ -444,7 +445,7 @@ class _Problem:
     def _descend(self, theta: np.ndarray) -> tuple[np.ndarray, float]:
         """From `theta` to the nearest maximum of the likelihood, in turn over shared parameters and devices' steps."""
         self.factors = torch.ones_like(self.factors)
-        loss, options = math.inf, {"maxiter": 200, "ftol": 1e-9}
+        loss, options = math.inf, {"maxiter": 120, "ftol": 1e-9}
         for _ in range(8):
             result = minimize(
                 self.gradient, theta, method="L-BFGS-B", jac=True, bounds=self.bounds, options=options
