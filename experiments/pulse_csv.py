@@ -72,7 +72,7 @@ def read_csv(path: str | Path, branch: int | None = None) -> PulseData:
         return _parse(path.name, lines, branch)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8 ({error}). Export it as CSV.") from error
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
