@@ -80,9 +80,11 @@ class StepPulses(PulseModel):
         """Move of a pulse over the cell's step, >= 0. x (n,): 0 at the lower, 1 at the upper bound of the cell
         itself; up (n,) bool: the pulse potentiates."""
 
-    def spread(self, move: Tensor, step: Tensor, x: Tensor) -> Tensor | float:
+    def spread(self, move: Tensor, step: Tensor, x: Tensor) -> Tensor:
         """Standard deviation (n,) of a pulse whose mean is `move` (n,), on cells of these steps (n,) at x (n,)."""
-        return self.sigma_c2c * {"move": move, "step": step, "nominal": 1 / self.steps}[self.c2c_of]
+        if self.c2c_of == "nominal":
+            return torch.full_like(x, self.sigma_c2c / self.steps)
+        return self.sigma_c2c * (move if self.c2c_of == "move" else step)
 
     @property
     def middle_profile(self) -> float:
