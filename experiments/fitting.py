@@ -3,25 +3,28 @@
 The data are single pulses: from a reading G_k a pulse leads to G_{k+1}. A family of `devices` predicts that step from
 where the cell was (one-step-ahead), so that errors do not pile up along a curve:
 
-    G_{k+1} ~ N(m, v)   the moments of  clip(G_k +- move (1 + sigma_c2c xi), g_lo, g_hi),   v also + noise^2
+    G_{k+1} = clip(G_k +- move (1 + sigma_c2c xi), g_lo, g_hi) + noise
 
 where `move = step profile(x)`, and the noise of a pulse is relative to the move or to the step (`c2c_of`); both are
-tried. Profile and spread are the device's own code: what is fitted is what is simulated. `noise` is that of two
-readings, n_reads known from repeated reads; without them it is fitted along where the noise is relative to the move,
-and cannot be told from sigma_c2c where that is relative to the step (both are the same for all pulses).
+tried. Profile and spread are the device's own code: what is fitted is what is simulated. The likelihood is exact for
+this formula: a normal density, and a mass at each bound where it cuts off pulses, both blurred by `noise`. That is the
+noise of two readings, known from repeated reads; without them it is fitted along where the noise of a pulse is relative
+to the move, and cannot be told from sigma_c2c where that is relative to the step (both are the same for all pulses).
 
 What read noise leaves behind: it also blurs the place x a step is attributed to (errors in variables), which bends
 the fit near the ends of the range, and correlates neighbouring steps by up to -1/2. Both are small while read noise is
 well below a step; `Fit.correlation` tells. Averaged repeated reads are the remedy.
 
 Window: families whose step vanishes at the ends (soft bounds, power) have their ends fitted, up to EXTENSION of the
-measured range beyond it; the others take the extremes of the data. All devices share window and shape, each has its
-own steps up and down.
+measured range beyond it; the others take the extremes of the data, less what known read noise adds to them. All devices
+share window and shape, each has its own steps up and down; spreads between devices are those of these steps, less the
+variance of their estimates.
 
 Choice: BIC = k ln(n) - 2 ln(L), or AICc = 2 k - 2 ln(L) + 2 k (k + 1) / (n - k - 1), with n steps and k all that the
 data decided: both ends of the window (fitted or not), the steps of each device, shape and noise. A table of B knots
-per direction thus counts 2 (B - 1) shape parameters. The constant, soft-bounds and exponential families are close to
-special cases of others; BIC then takes the smaller one as the data grow, AICc takes one needless parameter in 6 cases.
+per direction thus counts 2 (B - 1) shape parameters. Constant steps and soft bounds are special cases of the
+others: there BIC takes the smaller family ever more surely as the data grow, while AICc takes a needless parameter in
+one case of six.
 """
 
 from __future__ import annotations
@@ -439,8 +442,14 @@ class _Problem:
             theta[self.shape + 2] = np.clip(math.log(error), low[self.shape + 2], high[self.shape + 2])
             found.append((self.value(theta), theta))
         found.sort(key=lambda pair: pair[0])
-        best = [self._descend(theta) for _, theta in found[:2]]
-        return min(best, key=lambda pair: pair[1])
+        starts = [found[0][1]]
+        starts += [x for _, x in found[1:2] if (np.abs(x - starts[0]) > 0.01 * (high - low)).any()]
+        return min((self._descend(theta) for theta in starts), key=lambda pair: pair[1])
+
+    def go_on(self, theta: np.ndarray) -> tuple[np.ndarray, float]:
+        """The most likely parameters, from those of the same family with another kind of noise."""
+        shared = self.shape + 3
+        return self._descend(np.r_[theta[:shared], self.first[0][shared:]])
 
     def _descend(self, theta: np.ndarray) -> tuple[np.ndarray, float]:
         """From `theta` to the nearest maximum of the likelihood, in turn over shared parameters and devices' steps."""
@@ -489,7 +498,7 @@ def fit(family: Family, data: PulseData, noise: WhiteReadNoise | None) -> Fit:
     found = []
     for c2c_of in family.noises:
         problem = _Problem(family, c2c_of, data, noise)
-        theta, loss = problem.solve()
+        theta, loss = problem.solve() if not found else problem.go_on(found[0][2])
         found.append((problem.parameters * math.log(len(problem.step)) + 2 * loss, problem, theta, loss))
     _, problem, theta, loss = min(found, key=lambda entry: entry[0])
     return _settled(problem, theta, loss, noise)

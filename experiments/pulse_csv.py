@@ -273,6 +273,9 @@ def _check_unit(siemens: list[float], unit: str) -> list[str]:
     typical, (low, high) = float(np.median(siemens)), USUAL
     if low <= typical <= high and max(siemens) <= 1:
         return []
+    which = "the median"
+    if max(siemens) > 1:
+        typical, which = max(siemens), "the highest conductance"
     given = 1 / typical if UNITS[unit][1] else typical  # in ohm or siemens
     kind = [(name, scale) for name, (scale, r) in UNITS.items() if r == UNITS[unit][1]]
     values = given / UNITS[unit][0]
@@ -280,9 +283,7 @@ def _check_unit(siemens: list[float], unit: str) -> list[str]:
     if "conductance_uS" in likely:  # by far the most frequent
         likely = ["conductance_uS", *(x for x in likely if x != "conductance_uS")]
     hint = f" The likely unit is {likely[0]}: rename the column." if likely else ""
-    message = (
-        f"{unit} = {values:.3g} (the median) is {typical:.3g} S; memory cells have {low:g} to {high:g} S."
-    )
+    message = f"{unit} = {values:.3g} ({which}) is {typical:.3g} S; memory cells have {low:g} to {high:g} S."
     if max(siemens) > 1:
         raise ValueError(f"{message} No cell above 1 S is simulated.{hint}")
     return [f"check the unit: {message}{hint}"]
