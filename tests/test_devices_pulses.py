@@ -48,8 +48,8 @@ def test_soft_bounds_approach_the_bound_geometrically(steps, asymmetry):
 
 
 def test_many_small_pulses_at_once_have_the_moments_of_one_after_another():
-    """600 of 2000 steps with 40 % noise: soft bounds from the lower end reach 1 - (1 - 2 / 2000)^600 of the range, with the
-    variance sum_k (0.4 (2 / 2000))^2 d_k^2 (1 - 2 / 2000)^(2 (599 - k)), where d_k is the distance left before pulse k."""
+    """600 of 2000 steps, 40 % noise: soft bounds from the lower end reach 1 - (1 - 2 / 2000)^600 of the range, with
+    variance sum_k (0.4 (2 / 2000))^2 d_k^2 (1 - 2 / 2000)^(2 (599 - k)), d_k being the distance left before pulse k."""
     device = cell(SoftBoundsPulses(2000, sigma_c2c=0.4))
     g0 = torch.full((100, 100), LOW, dtype=torch.float64)
     x = (pulsed(device, g0, torch.full((100, 100), 600)) - LOW) / SPAN
