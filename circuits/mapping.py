@@ -233,5 +233,7 @@ class SymmetryReference(_SingleCell):
 
 
 def default_mapping(device: Device) -> Mapping:
-    """A pair of cells: one-sided where pulses only go up."""
-    return OneSidedPair() if device.one_sided else DifferentialPair()
+    """A pair of cells: one-sided where pulses only go up, and where cells are programmed and err, which they do least
+    near g_min."""
+    programmed = device.step_siemens is None and device.write_error_siemens > 0
+    return OneSidedPair() if device.one_sided or programmed else DifferentialPair()

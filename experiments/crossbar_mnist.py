@@ -20,6 +20,8 @@ from circuits import EnergyCircuit, FeedforwardCircuit, HopfieldCircuit
 from circuits.chip import Chip
 from circuits.mapping import DifferentialPair, OffsetColumn, OneSidedPair, SymmetryReference
 from circuits.periphery import Converter
+from circuits.pulse_trains import PulseTrains
+from circuits.tiki_taka import TikiTakaChip
 from experiments import figures, recording
 from experiments.common import Options, console, generator, launch, print_table
 from experiments.learner import Learner, update_rule
@@ -34,6 +36,7 @@ from mep_sim.optimizers import (
     ErrorFeedback,
     GradientStrategy,
     ImplicitGradient,
+    MixedPrecision,
     NoConstraint,
     NoFeedback,
     NoWriteFeedback,
@@ -49,6 +52,16 @@ MAPPINGS = {
     "one_sided": OneSidedPair(),
     "offset": OffsetColumn(),
     "symmetry": SymmetryReference(),
+}
+
+# how a change is written -> the chip, its options, and what is carried to the next step
+WRITES = {
+    "residual": (Chip, {}, WriteResidual()),
+    "rounded": (Chip, {}, NoWriteFeedback()),
+    "stochastic": (Chip, {"rounding": "stochastic"}, NoWriteFeedback()),
+    "mixed_precision": (Chip, {"rounding": "truncate"}, MixedPrecision()),
+    "tiki_taka": (TikiTakaChip, {}, NoWriteFeedback()),
+    "trains": (Chip, {"trains": PulseTrains()}, NoWriteFeedback()),
 }
 
 
@@ -90,14 +103,15 @@ class Config(Options):
     """Largest weight a crossbar can hold, over the root mean square of the initial weights."""
     mapping: str = "auto"
     """Cells of a weight: pair, one_sided, offset, symmetry (see circuits/mapping.py), or auto, as the cell wants it."""
-    rounding: str = "nearest"
-    """Rounding of a weight change to whole pulses: nearest, stochastic or truncate."""
+    write: str = "residual"
+    """How a weight change reaches the cells: residual (nearest whole pulses, the rest is carried to the next step),
+    rounded (the rest is lost), stochastic (unbiased rounding), mixed_precision (a digital accumulator, of which whole
+    pulses are taken), tiki_taka (pulses to a second, fast array that the weights learn from), or trains (stochastic
+    pulse trains, sample by sample, of plain steps)."""
     tolerance: float | None = None
     """Program and verify the initial weights to this share of the window; None programs them once."""
     dac_bits: int | None = None
     """Resolution of the input, in the range of each sample; None for any."""
-    write_residual: bool = True
-    """Carry what whole pulses could not write to the next step."""
     step_seconds: float = 1e-3
     """Simulated time between training steps, for cells that drift."""
     read_seconds: float = 0.0
@@ -136,6 +150,13 @@ class Config(Options):
                 raise ValueError(f"{name} = {getattr(self, name)}; choose at least 1")
         if self.read_noise is not None and not 0 <= self.read_noise < 1:
             raise ValueError(f"read_noise = {self.read_noise}; choose a share of the window in [0, 1)")
+        if self.write not in WRITES:
+            raise ValueError(f"unknown write {self.write!r}; choose one of {', '.join(WRITES)}")
+        if self.write == "trains" and (self.update, self.gamma, self.momentum) != ("plain", 0, 0):
+            raise ValueError(
+                "pulse trains know single samples only, and take plain steps: write = trains needs update = plain, "
+                f"gamma = 0 and momentum = 0, not {self.update}, {self.gamma} and {self.momentum}"
+            )
         if self.gamma < 0:
             raise ValueError(f"gamma = {self.gamma}; choose gamma > 0, or 0 for no bound")
         if not 0 <= self.step_seconds < math.inf:
@@ -206,13 +227,14 @@ class Config(Options):
         """The circuit's weights on crossbars of this cell."""
         if self.mapping not in MAPPINGS:
             raise ValueError(f"unknown mapping {self.mapping!r}; choose one of {', '.join(MAPPINGS)}")
-        return Chip(
+        kind, options, _ = WRITES[self.write]
+        return kind(
             circuit,
             cell,
             rng,
+            **options,
             w_range=self.w_range,
             mapping=MAPPINGS[self.mapping],
-            rounding=self.rounding,
             programming=None if self.tolerance is None else devices.ProgramVerify(self.tolerance),
             dac=None if self.dac_bits is None else Converter(self.dac_bits),
             read_seconds=self.read_seconds,
@@ -304,8 +326,8 @@ def make_learners(config: Config, data: Dataset) -> list[Learner]:
         nudged_tolerance=config.nudged_tolerance,
         independent_reads=config.independent_reads,
     )
-    same = {"update": rule, "constraint": bound, "feedback": ErrorFeedback(config.momentum), "lr": lr}
-    write = WriteResidual() if config.write_residual else NoWriteFeedback()
+    carry = ErrorFeedback(config.momentum) if config.momentum else NoFeedback()
+    same = {"update": rule, "constraint": bound, "feedback": carry, "lr": lr}
     exact = (
         BackpropGradient(config.loss) if config.circuit == "feedforward" else ImplicitGradient(config.loss)
     )
@@ -319,7 +341,7 @@ def make_learners(config: Config, data: Dataset) -> list[Learner]:
     exact_label = "backprop" if config.circuit == "feedforward" else "implicit gradient"
     as_chip = ", as on chip" if config.update == "adam" else ""  # not the baseline, whose name it would have
     return [
-        learner(label, config.circuit, ep, cell, write_feedback=write, **same),
+        learner(label, config.circuit, ep, cell, write_feedback=WRITES[config.write][2], **same),
         learner(f"{exact_label} {config.update}{as_chip}", config.circuit, exact, None, **same),
         learner("backprop adam", "feedforward", BackpropGradient(config.loss), None, **adam),
     ]

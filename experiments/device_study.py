@@ -60,17 +60,12 @@ class Rule:
     learner: Callable[[Config, Dataset], Learner] = on_chip
 
 
-ROUNDED = {"write_residual": False}
-STOCHASTIC = {"write_residual": False, "rounding": "stochastic"}
-
 RULES: dict[str, Rule] = {
-    "muon": Rule({"update": "muon"}, "muon"),
-    "muon-rounded": Rule({"update": "muon", **ROUNDED}, "muon"),
-    "muon-stochastic": Rule({"update": "muon", **STOCHASTIC}, "muon"),
-    "plain": Rule({"update": "plain"}, "plain"),
-    "plain-rounded": Rule({"update": "plain", **ROUNDED}, "plain"),
-    "plain-stochastic": Rule({"update": "plain", **STOCHASTIC}, "plain"),
+    update if write == "residual" else f"{update}-{write}": Rule({"update": update, "write": write}, update)
+    for update in ("muon", "plain")
+    for write in ("residual", "rounded", "stochastic", "mixed_precision", "tiki_taka")
 }
+RULES["trains"] = Rule({"update": "plain", "write": "trains", "momentum": 0.0, "gamma": 0.0}, "plain")
 DIGITAL_RULES: dict[str, Rule] = {
     name: Rule({"update": name, "cell": "none"}, name, in_exact_arithmetic) for name in ("muon", "plain")
 }
@@ -163,7 +158,8 @@ class StudyConfig(WorkerOptions):
     spread: tuple[float | None, ...] = (None,)
     """Device-to-device spreads of the step of a pulse, relative; None is the device's own."""
     updates: tuple[str, ...] = ("muon",)
-    """Update rules on the chip: muon and plain; with -rounded or -stochastic rounding, else with the write residual."""
+    """Update rules on the chip: muon and plain, written with the residual, or, after a dash, as `--write` of
+    crossbar_mnist calls it (muon-stochastic, plain-tiki_taka, ...); and trains."""
     seeds: int = 3
     """How many seeds, counted from `seed`."""
     dataset: str = "auto"
@@ -257,7 +253,7 @@ COLUMNS: dict[str, Column] = {
     "digital_accuracy": Column("1", "test accuracy of the digital run of this update and seed"),
     "difference": Column("1", "accuracy - digital_accuracy"),
     "steps": Column("1", "nominal pulses across the conductance window; nan for cells that are programmed"),
-    "pulses": Column("1", "mean pulses per memory cell; nan for cells that are programmed"),
+    "pulses": Column("1", "mean pulses per memory cell; of cells without, direct writes"),
     "energy": Column("J", "energy of the memory cells; nan where the device does not state it"),
     "settled": Column("1", "share of samples settled in all phases, last epoch"),
     "seconds": Column("s", "time to train"),
@@ -285,9 +281,10 @@ def row_of(point: Point, result: Result, reference: Result | None) -> dict[str, 
     if result["status"] == SKIPPED:
         return row
     cell = point.cell()
-    if cell is not None and cell.step_siemens is not None:
-        row["steps"] = cell.window.span / cell.step_siemens
+    if cell is not None:
         row["pulses"] = result.get("pulses/device")
+        if cell.step_siemens is not None:
+            row["steps"] = cell.window.span / cell.step_siemens
     if reference is not None and reference["status"] == DONE:
         row["digital_accuracy"] = reference["accuracy"]
         if result["status"] == DONE and not point.is_digital:
@@ -402,6 +399,7 @@ PRINTED = {
     "accuracy %": "",
     "difference %": "",
     "pulses": ".1f",
+    "energy": ".2e",
     "settled": ".1%",
     "seconds": ".0f",
 }

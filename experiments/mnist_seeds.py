@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from circuits.chip import Chip
 from experiments.common import launch
 from experiments.crossbar_mnist import Config, make_learners
 from experiments.learner import Learner
@@ -40,7 +41,7 @@ ROWS: dict[str, Row] = {
     "one_sweep (is backprop)": Row(replace(IDEAL, phases="one_sweep"), 0, "backprop, same update"),
     "EP one-sided, ODE": Row(replace(IDEAL, solver="euler"), 0, "EP one-sided"),
     "6-bit cells": Row(CELLS, 0, "EP one-sided"),
-    "6-bit cells, plain rounding": Row(replace(CELLS, write_residual=False), 0, "6-bit cells"),
+    "6-bit cells, plain rounding": Row(replace(CELLS, write="rounded"), 0, "6-bit cells"),
     "6-bit cells, ODE (the default run)": Row(replace(CELLS, solver="euler"), 0, "6-bit cells"),
     "6-bit cells, independent reads": Row(replace(CELLS, independent_reads=True), 0, "6-bit cells"),
     "Hopfield, EP centred": Row(HOPFIELD, 0, "Hopfield, implicit gradient"),
@@ -83,9 +84,16 @@ def trained(learner: Learner, data: Dataset) -> Result:
         **learner.history[-1],
         "accuracy": learner.accuracy(data.test_x, data.test_y),
         "pulses/device": math.nan if learner.chip is None else learner.chip.pulses_per_device,
+        "energy": _energy(learner.chip),
         "seconds": sum(record["seconds"] for record in learner.history),
         "data": data.source,
     }
+
+
+def _energy(chip: Chip | None) -> float:
+    """Of all pulses and reads of the memory cells, J; nan where it is not known."""
+    joules = None if chip is None else chip.joules
+    return math.nan if joules is None else sum(joules)
 
 
 def run(config: SeedsConfig) -> list[dict[str, object]]:

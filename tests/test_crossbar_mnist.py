@@ -133,7 +133,7 @@ def test_trace_opens_as_labelled_arrays(smoke):
         {"cell": "none"},
         {"cell": "pcm"},
         {"cell": "levels-4bit", "read_noise": 0.01},
-        {"bits": 3, "rounding": "stochastic", "write_residual": False},
+        {"bits": 3, "write": "stochastic"},
         {"phases": "centred", "activation": "tanh", "loss": "mse"},
         {"phases": "one_sweep"},
         {"independent_reads": True, "read_noise": 1e-4, "nudged_tolerance": 0.05},
@@ -229,7 +229,7 @@ def interrupt_at(monkeypatch, count: int) -> None:
     ("count", "settings"),
     [
         (1, {}),  # before the first checkpoint
-        (STEPS + 2, {"read_noise": 0.02, "rounding": "stochastic", "update": "dion"}),
+        (STEPS + 2, {"read_noise": 0.02, "write": "stochastic", "update": "dion"}),
         (STEPS + 1, {"cell": "pcm", "update": "adam", "independent_reads": True, "step_seconds": 10.0}),
         (3 * STEPS + 1, {"circuit": "hopfield", "solver": "sweep"}),  # the chip is done, its baseline is not
     ],
@@ -310,7 +310,8 @@ def test_resume_where_nothing_was_begun_begins(tmp_path):
         ("--activation swish", "relu"),
         ("--circuit hopfield --box 4 0", "box"),
         ("--loss hinge", "cross_entropy, mse"),
-        ("--rounding up", "nearest, stochastic"),
+        ("--write up", "residual, rounded"),
+        ("--write trains", "needs update = plain, gamma = 0 and momentum = 0, not muon, 2.0 and 0.9"),
         ("--gamma -1", "gamma > 0"),
         ("--gamma nan", "gamma > 0"),
         ("--momentum 1", "beta < 1"),
