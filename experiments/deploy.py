@@ -103,6 +103,12 @@ class DeployConfig(SeedsOptions):
         cell = network.memory_cell()
         if cell is None:
             raise ValueError("cell = none is no chip to deploy on; choose a cell, such as pcm")
+        drift = getattr(cell, "drift", None)
+        if drift is not None and self.times[-1] > drift.valid_seconds:
+            raise ValueError(
+                f"times reach {duration(self.times[-1])}, but the drift of {self.cell} is known for "
+                f"{duration(drift.valid_seconds)} only: choose --times within that"
+            )
         plain = BackpropGradient()
         ep = EPGradient(beta=network.beta)
         gradients: dict[str, GradientStrategy] = {PLAIN: plain}

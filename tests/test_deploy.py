@@ -131,6 +131,7 @@ def test_settings_out_of_range_are_refused(options, message):
     [
         ({"cell": "none"}, "no chip to deploy on"),
         ({"cell": "pmc"}, "Did you mean 'pcm'"),
+        ({"cell": "sonos", "times": (0.0, 6 * 86_400.0)}, "times reach 6 d, but .* sonos is known for 5 d"),
         ({"noise": (2.0,)}, "sigma = 2.0"),
         ({"rows": ("SGD",)}, r"unknown rows \['SGD'\]"),
     ],
