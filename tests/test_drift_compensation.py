@@ -114,7 +114,7 @@ def test_a_write_or_a_calibration_forgets_the_gains(how):
     if how == "program":
         crossbar.program(WEIGHT, HALVED)
     elif how == "pulse":
-        crossbar.pulse(torch.ones(2, 2, dtype=torch.int64), HALVED)
+        crossbar.pulse([torch.ones(2, 2, dtype=torch.int64)], HALVED)
     else:
         crossbar.calibrate(HALVED)
     assert crossbar.gain is None
