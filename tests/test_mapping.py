@@ -239,7 +239,7 @@ def test_random_pulses_pull_a_weight_to_zero_that_is_its_symmetry_point():
     array.program(weights([-0.6, 0.3]))
     for _ in range(150):
         for sign in (1, -1):
-            array.pulse(torch.full((1, 2), sign))
+            array.pulse([torch.full((1, 2), sign)])
     assert array.read().abs().max() < 0.01 + 0.6 * math.exp(-6)
 
 
