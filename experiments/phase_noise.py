@@ -193,7 +193,7 @@ def train(_name: str, row: Row, seed: int, options: PhaseNoiseConfig) -> Result:
             batch = data.train_x[: config.batch_size], data.train_y[: config.batch_size]
             cosine = row.cosine(noise_of(learner, *batch, row.method, options.draws))
     held = (data.validation_x, data.validation_y) if options.tune else (data.test_x, data.test_y)
-    cells = sum(2 * c.plus.pulses.numel() for c in learner.chip.crossbars.values())
+    cells = sum(c.cell_count for c in learner.chip.crossbars.values())
     reads = row.reads_per_sample * len(data.train_x) * config.epochs * cells
     return {
         "accuracy": learner.accuracy(*held),
