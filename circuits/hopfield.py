@@ -214,8 +214,9 @@ class HopfieldSystem(System):
         """s_l / beta beside s_{l-1} of the free phase, -s_l / beta beside s_{l-1} of the nudged one: a crossbar sees
         one phase after the other, and what they have in common is written and erased again."""
         found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.circuit.weights}
-        for at, scale in ((free, 1.0 / self.nudge.beta), (nudged, -1.0 / self.nudge.beta)):
-            states = [self.x, *self.layout.split(at.state)]
+        start = free.state if nudged.deviation is None else nudged.state - nudged.deviation
+        for state, scale in ((start, 1.0 / self.nudge.beta), (nudged.state, -1.0 / self.nudge.beta)):
+            states = [self.x, *self.layout.split(state)]
             for name, pre, post in zip(self.circuit.weights, states, states[1:], strict=False):
                 found[name].append((post * scale, pre))
         return found

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from experiments.benchmarks import settling, step_time
+from experiments.benchmarks import pulsed_step, settling, step_time
 from experiments.benchmarks.timing import alternately
 
 
@@ -61,6 +61,13 @@ def test_step_time_compares_every_method_with_autograd(tmp_path):
     assert all(row["settled"] == 1 for row in rows if row["method"] != "autograd")
 
 
+def test_pulsed_step_compares_every_update_with_autograd(tmp_path):
+    rows = pulsed_step.run(pulsed_step.Config(out=tmp_path, smoke=True, dataset="digits"))
+    check_run(pulsed_step, rows, tmp_path)
+    methods = ["aggregated, backprop", "aggregated, one_sweep", "trains, one_sweep"]
+    assert [row["method"] for row in rows] == ["autograd", *4 * methods]
+
+
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="rounds = 0"):
         settling.Config(rounds=0)
@@ -68,3 +75,5 @@ def test_settings_out_of_range_are_refused():
         settling.Config(batches=(0,))
     with pytest.raises(ValueError, match="batch = 0"):
         step_time.Config(batch=0)
+    with pytest.raises(ValueError, match="length = 0"):
+        pulsed_step.Config(length=0)
