@@ -48,6 +48,7 @@ class Crossbar:
             raise ValueError(f"mapping = {mapping!r}; choose a Mapping, such as OffsetColumn(), or None")
         self.mapping.check(device)
         self.device, self.w_max, self.rounding, self.rng = device, w_max, rounding, rng
+        self._unit = self.mapping.step(device)
         self.programming = programming
         self.shape = shape
         self.cells = self.mapping.fabricate(shape, device, rng, dtype)
@@ -65,8 +66,7 @@ class Crossbar:
     @property
     def step(self) -> float | None:
         """Nominal weight change of a pulse; None where the device is written by programming."""
-        step = self.mapping.step(self.device)
-        return None if step is None else self.w_max * step
+        return None if self._unit is None else self.w_max * self._unit
 
     # -- reading ------------------------------------------------------------------------------------
 
@@ -146,15 +146,15 @@ class Crossbar:
             raise ValueError(
                 "the weight changes to write contain NaN or infinity; lower lr, or check gradient and data"
             )
-        if self.step is None:
+        if (step := self.step) is None:
             return self._rewrite(delta, read, t_seconds)
-        counts = (delta / self.step).clamp_(-2 * self.w_max / self.step, 2 * self.w_max / self.step)
+        counts = (delta / step).clamp_(-2 * self.w_max / step, 2 * self.w_max / step)
         if self.rounding == "stochastic":
             counts = counts.add_(torch.rand(counts.shape, generator=self.rng, device=counts.device)).floor_()
         else:
             counts = counts.round_() if self.rounding == "nearest" else counts.trunc_()
         self.pulse([counts.to(torch.int32)], t_seconds)
-        return counts.mul_(self.step)
+        return counts.mul_(step)
 
     def _rewrite(self, delta: Tensor, read: Tensor, t_seconds: float) -> Tensor:
         changed = delta.abs() > self.threshold
@@ -184,8 +184,8 @@ class Crossbar:
         """Move the weights by one train of whole pulses (rows, cols) after another; refresh the array where its mapping
         asks for it."""
         for train in trains:
-            for name, n in self.mapping.counts(train).items():
-                self.device.pulse(self.cells[name], n, self.rng, t_seconds)
+            arrays = [(self.cells[name], n) for name, n in self.mapping.counts(train).items()]
+            self.device.pulse_all(arrays, self.rng, t_seconds)
         self.gain = self._baseline = None
         self.writes += 1
         if self.mapping.refresh_every is not None and self.writes % self.mapping.refresh_every == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -204,6 +205,13 @@ class Device(ABC):
         ValueError: no pulses in this technology, or none down; a dtype that is not integer; `t_seconds` before the
         last write.
         """
+
+    def pulse_all(
+        self, arrays: Sequence[tuple[Cells, Tensor]], rng: torch.Generator, t_seconds: float = 0.0
+    ) -> None:
+        """`pulse` on several arrays (cells, counts) of this device, one after another."""
+        for cells, counts in arrays:
+            self.pulse(cells, counts, rng, t_seconds)
 
     @abstractmethod
     def read(self, cells: Cells, rng: torch.Generator, t_seconds: float = 0.0) -> Tensor:

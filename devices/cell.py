@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -159,6 +160,26 @@ class MemoryCell(Device):
         again from there with the same parameters. Stuck cells count pulses and do not move.
         ValueError as in Device.pulse.
         """
+        self.pulse_all([(cells, counts)], rng, t_seconds)
+
+    def pulse_all(
+        self, arrays: Sequence[tuple[Cells, Tensor]], rng: torch.Generator, t_seconds: float = 0.0
+    ) -> None:
+        """`pulse` on several arrays (cells, counts), in one go. ValueError as in Device.pulse."""
+        parts = [self._todo(cells, counts, t_seconds) for cells, counts in arrays]
+        found = [
+            self._state(cells, part[0], t_seconds) for (cells, _), part in zip(arrays, parts, strict=True)
+        ]
+        g = torch.cat([g for g, _ in found])
+        params = {name: torch.cat([p[name] for _, p in found]) for name in found[0][1]}
+        g = self.pulses.apply(g, torch.cat([todo for _, todo in parts]), params, self.window, rng)
+        for (cells, _), (pulsed, _), moved in zip(
+            arrays, parts, g.split([len(pulsed) for pulsed, _ in parts]), strict=True
+        ):
+            self._write(cells, pulsed, moved, rng, t_seconds)
+
+    def _todo(self, cells: Cells, counts: Tensor, t_seconds: float) -> tuple[Tensor, Tensor]:
+        """Count these pulses (rows, cols); the flat numbers (n,) of the cells that they move, and by how many (n,)."""
         if self.pulses is None:
             raise ValueError(
                 "This MemoryCell has no pulse model (pulses = None): write it with program(), or give it "
@@ -183,14 +204,17 @@ class MemoryCell(Device):
         if self.endurance is not None or self.faults is not None:
             able = nonzero(todo)
             pulsed, todo = pulsed[able], todo[able]
-        params = cells.at(pulsed)
+        return pulsed, todo
+
+    def _state(self, cells: Cells, index: Tensor, t_seconds: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """What pulses act on in the cells with flat numbers `index` (n,): drifted state (n,) S, parameters."""
+        params = cells.at(index)
         state = cells.conductance if self.write_noise is None else cells.params["hidden"]
-        g = state.view(-1).index_select(0, pulsed)
+        g = state.view(-1).index_select(0, index)
         if self.drift is not None:
-            since = t_seconds - cells.written_at.view(-1)[pulsed]
+            since = t_seconds - cells.written_at.view(-1)[index]
             g = self.drift.after(since, g, params)
-        g = self.pulses.apply(g, todo, params, self.window, rng)
-        self._write(cells, pulsed, g, rng, t_seconds)
+        return g, params
 
     def read(self, cells: Cells, rng: torch.Generator, t_seconds: float = 0.0) -> Tensor:
         """Measure all cells at `t_seconds`: (rows, cols) S, a new tensor, 0 or more. Errors: Device.read."""
