@@ -76,7 +76,7 @@ class Crossbar:
         return weight if self.gain is None else weight * self.gain
 
     def _read(self, t_seconds: float) -> Tensor:
-        return self.mapping.weight(self._conductances(t_seconds), self.device) * self.w_max
+        return self.mapping.weight(self._conductances(t_seconds), self.device).mul_(self.w_max)
 
     def _conductances(self, t_seconds: float) -> dict[str, Tensor]:
         self.reads += 1

@@ -45,7 +45,7 @@ class Mapping(ABC):
 
     @abstractmethod
     def weight(self, g: Arrays, device: Device) -> Tensor:
-        """The weight (rows, cols), over w_max, that conductances make."""
+        """The weight (rows, cols), over w_max, that conductances make: a new tensor."""
 
     @abstractmethod
     def targets(self, w: Tensor, device: Device, read: Callable[[str], Tensor]) -> Arrays:
@@ -86,7 +86,7 @@ class _Pair(Mapping):
         return 1 / _span(device)
 
     def weight(self, g: Arrays, device: Device) -> Tensor:
-        return (g["plus"] - g["minus"]) * self.scale(device)
+        return (g["plus"] - g["minus"]).mul_(self.scale(device))
 
 
 @dataclass(frozen=True)

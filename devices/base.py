@@ -43,7 +43,8 @@ class Cells:
                     f"Cells: {name} has shape {tuple(x.shape)}, conductance {shape}: all tensors of one "
                     "array share its shape (rows, cols)."
                 )
-        self._latest = float(self.written_at.max())  # so that checking the time takes no pass over the array
+        # so that neither checking the time nor writing all the time at one takes a pass over the array
+        self._first, self._latest = map(float, self.written_at.aminmax())
 
     @classmethod
     def new(cls, conductance: Tensor, params: dict[str, Tensor] | None = None) -> Cells:
@@ -69,8 +70,9 @@ class Cells:
         if len(index) == 0:  # nothing written: an earlier time is still allowed
             return
         self.conductance.view(-1).index_copy_(0, index, g)
-        self.written_at.view(-1).index_fill_(0, index, t_seconds)
-        self._latest = max(self._latest, t_seconds)
+        if not self._first == t_seconds == self._latest:
+            self.written_at.view(-1).index_fill_(0, index, t_seconds)
+            self._latest = max(self._latest, t_seconds)
 
     def check_time(self, t_seconds: float) -> None:
         """ValueError if `t_seconds` is not finite or lies before the last write."""

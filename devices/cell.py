@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -167,16 +167,19 @@ class MemoryCell(Device):
     ) -> None:
         """`pulse` on several arrays (cells, counts), in one go. ValueError as in Device.pulse."""
         parts = [self._todo(cells, counts, t_seconds) for cells, counts in arrays]
-        found = [
-            self._state(cells, part[0], t_seconds) for (cells, _), part in zip(arrays, parts, strict=True)
-        ]
-        g = torch.cat([g for g, _ in found])
-        params = {name: torch.cat([p[name] for _, p in found]) for name in found[0][1]}
+        indices = [pulsed for pulsed, _ in parts]
+
+        def gather(of: Callable[[Cells], Tensor]) -> Tensor:
+            return _gather([of(cells) for cells, _ in arrays], indices)
+
+        params = {name: gather(lambda cells, name=name: cells.params[name]) for name in arrays[0][0].params}
+        g = gather(lambda cells: cells.conductance) if self.write_noise is None else params["hidden"]
+        if self.drift is not None:
+            g = self.drift.after(t_seconds - gather(lambda cells: cells.written_at), g, params)
         g = self.pulses.apply(g, torch.cat([todo for _, todo in parts]), params, self.window, rng)
-        for (cells, _), (pulsed, _), moved in zip(
-            arrays, parts, g.split([len(pulsed) for pulsed, _ in parts]), strict=True
-        ):
-            self._write(cells, pulsed, moved, rng, t_seconds)
+        moved = g.split([len(index) for index in indices])
+        for (cells, _), index, part in zip(arrays, indices, moved, strict=True):
+            self._write(cells, index, part, rng, t_seconds)
 
     def _todo(self, cells: Cells, counts: Tensor, t_seconds: float) -> tuple[Tensor, Tensor]:
         """Count these pulses (rows, cols); the flat numbers (n,) of the cells that they move, and by how many (n,)."""
@@ -206,16 +209,6 @@ class MemoryCell(Device):
             pulsed, todo = pulsed[able], todo[able]
         return pulsed, todo
 
-    def _state(self, cells: Cells, index: Tensor, t_seconds: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """What pulses act on in the cells with flat numbers `index` (n,): drifted state (n,) S, parameters."""
-        params = cells.at(index)
-        state = cells.conductance if self.write_noise is None else cells.params["hidden"]
-        g = state.view(-1).index_select(0, index)
-        if self.drift is not None:
-            since = t_seconds - cells.written_at.view(-1)[index]
-            g = self.drift.after(since, g, params)
-        return g, params
-
     def read(self, cells: Cells, rng: torch.Generator, t_seconds: float = 0.0) -> Tensor:
         """Measure all cells at `t_seconds`: (rows, cols) S, a new tensor, 0 or more. Errors: Device.read."""
         cells.check_time(t_seconds)
@@ -244,3 +237,12 @@ class MemoryCell(Device):
         if self.endurance is not None:
             index = index[cells.params["endurance"].view(-1)[index] > cells.pulses.view(-1)[index]]
         return index
+
+
+def _gather(arrays: Sequence[Tensor], indices: Sequence[Tensor]) -> Tensor:
+    """The entries (n,) of arrays (rows, cols) at their flat numbers `indices`, one array after another."""
+    sizes = [len(index) for index in indices]
+    found = arrays[0].new_empty(sum(sizes))
+    for x, index, part in zip(arrays, indices, found.split(sizes), strict=True):
+        torch.index_select(x.view(-1), 0, index, out=part)
+    return found

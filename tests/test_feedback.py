@@ -11,8 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import devices
+from circuits import FeedforwardCircuit
+from circuits.chip import Chip
 from circuits.crossbar import Crossbar
-from mep_sim.optimizers import ErrorFeedback, NoFeedback, NoWriteFeedback, WriteResidual
+from mep_sim.optimizers import (
+    CompositeOptimizer,
+    ErrorFeedback,
+    MixedPrecision,
+    NoFeedback,
+    NoWriteFeedback,
+    WriteResidual,
+)
 from tests.device_conformance import generator
 
 few = settings(max_examples=20, deadline=None)
@@ -137,3 +146,46 @@ def test_stochastic_rounding_is_unbiased(fraction):
     assert set(counts.round().unique().tolist()) == {fraction // 1, fraction // 1 + 1}
     assert abs(counts.mean().item() - fraction) < error
     assert abs(counts.var().item() - variance) < 5 * (variance * (1 - 3 * variance) / 40_000) ** 0.5 + 1e-4
+
+
+# -- mixed precision ---------------------------------------------------------------------------------
+
+
+def test_the_accumulator_hands_over_whole_pulses_towards_zero():
+    """Step 2 / 255 of w_max = 1: of 2.7, -0.9, 0.6 and -3.2 steps the pulses are 2, 0, 0, -3; chi keeps the rest, and
+    another time the same makes 5.4 - 2, -1.8, 1.2, -6.4 + 3 steps: 3, -1, 1, -3."""
+    crossbar = Crossbar(
+        (1, 4), devices.preset("levels-8bit"), 1.0, generator(), rounding="truncate", dtype=torch.float64
+    )
+    crossbar.program(torch.zeros(1, 4, dtype=torch.float64))
+    feedback, state = MixedPrecision(), {}
+    delta = torch.tensor([[2.7, -0.9, 0.6, -3.2]], dtype=torch.float64) * crossbar.step
+    for pulses in ([2, 0, 0, -3], [3, -1, 1, -3]):
+        wanted = feedback.wanted(delta, state)
+        written = crossbar.write(wanted, crossbar.read())
+        feedback.written(wanted, written, state)
+        assert torch.allclose(written / crossbar.step, torch.tensor([pulses]).double(), rtol=0, atol=1e-9)
+    left = torch.tensor([[0.4, -0.8, 0.2, -0.4]], dtype=torch.float64)
+    assert torch.allclose(state["chi"] / crossbar.step, left, rtol=0, atol=1e-9)
+
+
+def test_between_transfers_the_array_is_left_alone():
+    feedback, state, history = MixedPrecision(every=3), {}, normal(1, 6)
+    for t, delta in enumerate(history):
+        wanted = feedback.wanted(delta, state)
+        if (t + 1) % 3:
+            assert wanted is None
+        else:
+            assert torch.allclose(wanted, sum(history[: t + 1]) * 1.0, rtol=1e-12)
+            feedback.written(wanted, torch.zeros_like(wanted), state)
+
+
+def test_mixed_precision_needs_a_chip_that_truncates():
+    circuit = FeedforwardCircuit.from_sizes((3, 2), rng=generator())
+    chip = Chip(circuit, devices.preset("levels-8bit"), generator())
+    with pytest.raises(
+        ValueError, match="this chip's rounding is 'nearest': make it with rounding='truncate'"
+    ):
+        CompositeOptimizer(circuit.parameters(), model=circuit, chip=chip, write_feedback=MixedPrecision())
+    with pytest.raises(ValueError, match="every = 0; choose a transfer after 1 step or more"):
+        MixedPrecision(0)

@@ -85,42 +85,39 @@ def test_changes_that_average_to_nothing_leave_the_fast_array_at_its_symmetry_po
     assert (fast.read() / fast.w_max).mean().item() == pytest.approx(0.012, abs=0.01)
 
 
-def spirals(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Four noisy classes in 8 dimensions."""
-    rng = generator(seed)
-    centres = torch.randn(4, 8, generator=generator(9), dtype=torch.float64)
-    y = torch.randint(0, 4, (n,), generator=rng)
-    return centres[y] + 0.8 * torch.randn(n, 8, generator=rng, dtype=torch.float64), y
+def quadrants(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Points in 12 dimensions and on which side of two planes they lie."""
+    x = torch.randn(n, 12, generator=generator(seed), dtype=torch.float64)
+    sides = (x @ torch.randn(12, 2, generator=generator(3), dtype=torch.float64)) > 0
+    return x, sides[:, 0].long() + 2 * sides[:, 1].long()
 
 
 def accuracy_with(make, lr: float) -> float:
-    chip = make(FeedforwardCircuit.from_sizes((8, 16, 4), "tanh", rng=generator(0)).double())
-    optimizer = CompositeOptimizer(
-        chip.circuit.parameters(),
-        BackpropGradient(),
-        feedback=NoFeedback(),
-        write_feedback=NoWriteFeedback(),
-        lr=lr,
-        model=chip.circuit,
-        chip=chip,
-    )
-    for i in range(300):
-        x, y = spirals(16, i)
-        optimizer.step(x=x, target=y)
-    x, y = spirals(1000, 12345)
-    return (chip.circuit(x).argmax(1) == y).double().mean().item()
+    """Mean accuracy over the last 100 of 400 steps on batches of four."""
+    chip = make(circuit((12, 4)))
+    settings = {"feedback": NoFeedback(), "write_feedback": NoWriteFeedback(), "lr": lr}
+    parameters = chip.circuit.parameters()
+    optimizer = CompositeOptimizer(parameters, BackpropGradient(), model=chip.circuit, chip=chip, **settings)
+    (x, y), right = quadrants(500, 99_999), []
+    for i in range(400):
+        batch, target = quadrants(4, i)
+        optimizer.step(x=batch, target=target)
+        if i >= 300 and i % 10 == 0:
+            right.append((chip.circuit(x).argmax(1) == y).double().mean())
+    return torch.stack(right).mean().item()
 
 
-def test_it_learns_with_asymmetric_cells_where_direct_pulses_do_not():
-    cell = MemoryCell(1e-6, 100e-6, pulses=SoftBoundsPulses(15, asymmetry=0.6, sigma_dtod=0.3, sigma_c2c=0.3))
+def test_it_learns_with_asymmetric_cells_better_than_direct_pulses():
+    """Up steps 1.6, down steps 0.4 of nominal, 31 across: pulses that average to nothing pull a weight off. Direct
+    pulses do best at a rate of 0.1 (tried: 0.02, 0.1, 0.3), with single cells compared with their symmetry points."""
+    cell = MemoryCell(1e-6, 100e-6, pulses=SoftBoundsPulses(31, asymmetry=0.6, sigma_c2c=0.3))
+    symmetry = SymmetryReference(100, 4)
     direct = accuracy_with(
-        lambda c: Chip(c, cell, generator(1), mapping=SymmetryReference(), rounding="stochastic"), 0.1
+        lambda c: Chip(c, cell, generator(1), mapping=symmetry, rounding="stochastic"), 0.1
     )
-    tiki = accuracy_with(
-        lambda c: TikiTakaChip(c, cell, generator(1), columns=8, fast_lr=1.0, transfer_lr=0.02), 0.3
-    )
-    print(direct, tiki)
-    assert tiki > direct + 0.1
+    both = {"symmetry": symmetry, "columns": 4, "transfer_lr": 0.02}
+    tiki_taka = accuracy_with(lambda c: TikiTakaChip(c, cell, generator(1), **both), 0.5)
+    assert tiki_taka > direct + 0.03
 
 
 @pytest.mark.parametrize("trains", [None, PulseTrains(10)])
