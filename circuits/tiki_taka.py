@@ -68,6 +68,8 @@ class TikiTakaChip(Chip):
             )
             for name, slow in self.crossbars.items()
         }
+        for array in self.fast.values():
+            array.program(torch.zeros_like(array.read()))
         self.buffers = {name: torch.zeros_like(self._last[name].flatten(1)) for name in self.fast}
         self.writes = dict.fromkeys(self.fast, 0)
 
