@@ -97,7 +97,9 @@ class PulseTrains:
             key = nonzero(u < p.unsqueeze(1))
         else:
             t = _arrivals(total, rng)
-            row = torch.searchsorted(row_ends * self.length, t, right=True).clamp_(max=rows - 1)
+            edges = torch.searchsorted(t, row_ends * self.length)
+            edges[-1] = len(t)
+            row = torch.repeat_interleave(edges.diff(prepend=edges.new_zeros(1)), output_size=len(t))
             start = torch.cat([row_ends.new_zeros(1), row_ends[:-1]])
             width, start = (row_ends - start).index_select(0, row), start.index_select(0, row)
             since = t.sub_(start, alpha=self.length)
