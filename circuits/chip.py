@@ -39,7 +39,7 @@ class Chip:
         *,
         w_range: float = 5.0,
         mapping: Mapping | None = None,
-        rounding: str = "nearest",
+        rounding: str = "truncate",
         programming: ProgramVerify | None = None,
         dac: Converter | None = None,
         trains: PulseTrains | None = None,

@@ -20,7 +20,9 @@ class Crossbar:
     """A weight matrix (rows, cols) on memory cells, W = w_max w, with w in [-1, 1] as the mapping makes it.
 
     mapping: differential pairs unless given (one-sided ones where pulses only go up); an array may be common to several
-    weights. rounding: of a wanted change to whole pulses, "nearest", "stochastic" (unbiased) or "truncate" (towards 0).
+    weights. rounding: of a wanted change to whole pulses, "truncate" (towards 0), "nearest" or "stochastic" (unbiased).
+    With a residual carried on, truncation pulses least: after a pulse, noise has to add up to a whole one before the
+    cell is pulsed back, where "nearest" does so at half of one.
     programming: how `program` reaches its targets; the device's own open-loop writing unless given. All random draws
     come from `rng`.
 
@@ -35,7 +37,7 @@ class Crossbar:
         rng: torch.Generator,
         *,
         mapping: Mapping | None = None,
-        rounding: str = "nearest",
+        rounding: str = "truncate",
         programming: ProgramVerify | None = None,
         dtype: torch.dtype = torch.float32,
     ):
@@ -152,7 +154,8 @@ class Crossbar:
         if self.rounding == "stochastic":
             counts = counts.add_(torch.rand(counts.shape, generator=self.rng, device=counts.device)).floor_()
         else:
-            counts = counts.round_() if self.rounding == "nearest" else counts.trunc_()
+            # a whole pulse that came out a rounding error short is a whole one
+            counts = counts.round_() if self.rounding == "nearest" else counts.mul_(1 + 1e-6).trunc_()
         self.pulse([counts.to(torch.int32)], t_seconds)
         return counts.mul_(step)
 

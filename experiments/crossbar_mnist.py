@@ -57,9 +57,9 @@ MAPPINGS = {
 # how a change is written -> the chip, its options, and what is carried to the next step
 WRITES = {
     "residual": (Chip, {}, WriteResidual()),
-    "rounded": (Chip, {}, NoWriteFeedback()),
+    "mixed_precision": (Chip, {}, MixedPrecision(every=10)),
+    "rounded": (Chip, {"rounding": "nearest"}, NoWriteFeedback()),
     "stochastic": (Chip, {"rounding": "stochastic"}, NoWriteFeedback()),
-    "mixed_precision": (Chip, {"rounding": "truncate"}, MixedPrecision()),
     "tiki_taka": (TikiTakaChip, {}, NoWriteFeedback()),
     "trains": (Chip, {"trains": PulseTrains()}, NoWriteFeedback()),
 }
@@ -104,10 +104,10 @@ class Config(Options):
     mapping: str = "auto"
     """Cells of a weight: pair, one_sided, offset, symmetry (see circuits/mapping.py), or auto, as the cell wants it."""
     write: str = "residual"
-    """How a weight change reaches the cells: residual (nearest whole pulses, the rest is carried to the next step),
-    rounded (the rest is lost), stochastic (unbiased rounding), mixed_precision (a digital accumulator, of which whole
-    pulses are taken), tiki_taka (pulses to a second, fast array that the weights learn from), or trains (stochastic
-    pulse trains, sample by sample, of plain steps)."""
+    """How a weight change reaches the cells: residual (whole pulses, the rest is carried to the next step),
+    mixed_precision (the same, every tenth step), rounded (to the nearest pulse, the rest is lost), stochastic (unbiased
+    rounding, the rest is lost), tiki_taka (pulses to a second, fast array that the weights learn from), or trains
+    (stochastic pulse trains, sample by sample, of plain steps)."""
     tolerance: float | None = None
     """Program and verify the initial weights to this share of the window; None programs them once."""
     dac_bits: int | None = None

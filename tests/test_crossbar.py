@@ -104,7 +104,7 @@ def test_exact_levels_move_by_counts_times_the_step(seed, w_max, most):
 @few
 @given(seed=seeds)
 def test_a_wanted_change_is_rounded_to_the_nearest_pulse(seed):
-    array = crossbar(LEVELS)
+    array = crossbar(LEVELS, rounding="nearest")
     wanted = uniform((8, 5), 0.2, seed)
     written = array.write(wanted, array.read())
     assert torch.allclose(written / array.step, (wanted / array.step).round(), rtol=0, atol=1e-9)

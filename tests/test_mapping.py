@@ -116,7 +116,7 @@ def test_what_is_common_to_a_line_has_one_error():
 )
 def test_constant_steps_move_the_weight_by_what_is_said_to_be_written(device, mapping, step):
     """w_max = 3: a pulse of 1 uS is 1 % of the span. Two cells of a pair move, one of an offset column counts twice."""
-    array = crossbar(device, mapping, (1, 4), w_max=3.0)
+    array = crossbar(device, mapping, (1, 4), w_max=3.0, rounding="nearest")
     start = weights([0.3, -0.3, 0.0, 0.6])
     array.program(start)
     assert array.step == pytest.approx(3 * step)
