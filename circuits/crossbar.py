@@ -12,6 +12,7 @@ from circuits.base import Pairs
 from circuits.mapping import Mapping, default_mapping
 from circuits.pulse_trains import PulseTrains
 from devices import Cells, Device, ProgramVerify
+from devices.indices import nonzero
 
 ROUNDINGS = ("nearest", "stochastic", "truncate")
 
@@ -152,12 +153,14 @@ class Crossbar:
             return self._rewrite(delta, read, t_seconds)
         counts = (delta / step).clamp_(-2 * self.w_max / step, 2 * self.w_max / step)
         if self.rounding == "stochastic":
-            counts = counts.add_(torch.rand(counts.shape, generator=self.rng, device=counts.device)).floor_()
-        else:
-            # a whole pulse that came out a rounding error short is a whole one
-            counts = counts.round_() if self.rounding == "nearest" else counts.mul_(1 + 1e-6).trunc_()
-        self.pulse([counts.to(torch.int32)], t_seconds)
-        return counts.mul_(step)
+            counts.add_(torch.rand(counts.shape, generator=self.rng, device=counts.device)).floor_()
+        elif self.rounding == "nearest":
+            counts.round_()
+        else:  # a whole pulse that came out a rounding error short is a whole one
+            counts.mul_(1 + 1e-6)
+        whole = counts.to(torch.int32)  # towards 0
+        self.pulse([whole], t_seconds)
+        return counts.copy_(whole).mul_(step)
 
     def _rewrite(self, delta: Tensor, read: Tensor, t_seconds: float) -> Tensor:
         changed = delta.abs() > self.threshold
@@ -187,8 +190,11 @@ class Crossbar:
         """Move the weights by one train of whole pulses (rows, cols) after another; refresh the array where its mapping
         asks for it."""
         for train in trains:
-            arrays = [(self.cells[name], n) for name, n in self.mapping.counts(train).items()]
-            self.device.pulse_all(arrays, self.rng, t_seconds)
+            train = train.reshape(-1)
+            index = nonzero(train)
+            counts = self.mapping.counts(train.index_select(0, index))
+            arrays = [(self.cells[name], n) for name, n in counts.items()]
+            self.device.pulse_at(index, arrays, self.rng, t_seconds)
         self.gain = self._baseline = None
         self.writes += 1
         if self.mapping.refresh_every is not None and self.writes % self.mapping.refresh_every == 0:

@@ -58,7 +58,7 @@ class Mapping(ABC):
 
     @abstractmethod
     def counts(self, counts: Tensor) -> Arrays:
-        """The pulses (rows, cols), by array, that move weights by `counts` steps."""
+        """The pulses, by array, that move weights by `counts` steps, one for one."""
 
     def refreshed(self, g: Arrays, device: Device) -> Arrays:
         """Conductances to program after a write that left the arrays read as `g`, NaN where a cell is left alone;

@@ -208,12 +208,18 @@ class Device(ABC):
         last write.
         """
 
-    def pulse_all(
-        self, arrays: Sequence[tuple[Cells, Tensor]], rng: torch.Generator, t_seconds: float = 0.0
+    def pulse_at(
+        self,
+        index: Tensor,
+        arrays: Sequence[tuple[Cells, Tensor]],
+        rng: torch.Generator,
+        t_seconds: float = 0.0,
     ) -> None:
-        """`pulse` on several arrays (cells, counts) of this device, one after another."""
+        """`pulse` on several arrays of this device at the same places: the cells with flat (row-major) numbers `index`
+        (n,) of each of `arrays`, which are (cells, counts (n,))."""
         for cells, counts in arrays:
-            self.pulse(cells, counts, rng, t_seconds)
+            dense = counts.new_zeros(cells.conductance.numel()).index_copy_(0, index, counts)
+            self.pulse(cells, dense.view(cells.shape), rng, t_seconds)
 
     @abstractmethod
     def read(self, cells: Cells, rng: torch.Generator, t_seconds: float = 0.0) -> Tensor:

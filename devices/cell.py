@@ -160,14 +160,25 @@ class MemoryCell(Device):
         again from there with the same parameters. Stuck cells count pulses and do not move.
         ValueError as in Device.pulse.
         """
-        self.pulse_all([(cells, counts)], rng, t_seconds)
+        counts = check_counts(counts, cells.conductance).reshape(-1)
+        index = nonzero(counts)
+        self.pulse_at(index, [(cells, counts.index_select(0, index))], rng, t_seconds)
 
-    def pulse_all(
-        self, arrays: Sequence[tuple[Cells, Tensor]], rng: torch.Generator, t_seconds: float = 0.0
+    def pulse_at(
+        self,
+        index: Tensor,
+        arrays: Sequence[tuple[Cells, Tensor]],
+        rng: torch.Generator,
+        t_seconds: float = 0.0,
     ) -> None:
-        """`pulse` on several arrays (cells, counts), in one go. ValueError as in Device.pulse."""
-        parts = [self._todo(cells, counts, t_seconds) for cells, counts in arrays]
-        indices = [pulsed for pulsed, _ in parts]
+        """All in one go. ValueError as in Device.pulse."""
+        if self.pulses is None:
+            raise ValueError(
+                "This MemoryCell has no pulse model (pulses = None): write it with program(), or give it "
+                "one, e.g. dataclasses.replace(device, pulses=SoftBoundsPulses(steps=63))."
+            )
+        parts = [self._todo(cells, index, counts, t_seconds) for cells, counts in arrays]
+        indices = [moved for moved, _ in parts]
 
         def gather(of: Callable[[Cells], Tensor]) -> Tensor:
             return _gather([of(cells) for cells, _ in arrays], indices)
@@ -181,33 +192,24 @@ class MemoryCell(Device):
         for (cells, _), index, part in zip(arrays, indices, moved, strict=True):
             self._write(cells, index, part, rng, t_seconds)
 
-    def _todo(self, cells: Cells, counts: Tensor, t_seconds: float) -> tuple[Tensor, Tensor]:
-        """Count these pulses (rows, cols); the flat numbers (n,) of the cells that they move, and by how many (n,)."""
-        if self.pulses is None:
-            raise ValueError(
-                "This MemoryCell has no pulse model (pulses = None): write it with program(), or give it "
-                "one, e.g. dataclasses.replace(device, pulses=SoftBoundsPulses(steps=63))."
-            )
-        counts = check_counts(counts, cells.conductance).reshape(-1)
+    def _todo(self, cells: Cells, index: Tensor, counts: Tensor, t_seconds: float) -> tuple[Tensor, Tensor]:
+        """Count these pulses (n,) on the cells with flat numbers `index` (n,); the numbers (m,) of those that they
+        move, and by how many (m,)."""
         cells.check_time(t_seconds)
-        pulsed = nonzero(counts)
-        todo = counts.index_select(0, pulsed)
-        if self.one_sided and bool((todo < 0).any()):
+        if self.one_sided and bool((counts < 0).any()):
             raise ValueError(
-                f"counts ask {int((todo < 0).sum())} cell(s) to go down, but pulses of this device only potentiate: "
+                f"counts ask {int((counts < 0).sum())} cell(s) to go down, but pulses of this device only potentiate: "
                 "reset such cells with program(), or use a mapping for one-sided cells (OneSidedPair)."
             )
-        before = cells.pulses.view(-1).index_select(0, pulsed)
-        cells.pulses.view(-1).index_copy_(0, pulsed, before + todo.abs())
+        before = cells.pulses.view(-1).index_select(0, index)
+        cells.pulses.view(-1).index_copy_(0, index, before + counts.abs())
         if self.endurance is not None:  # the last pulses of a cell still move it
-            left = (cells.params["endurance"].view(-1)[pulsed].floor() - before).clamp_(min=0).to(todo.dtype)
-            todo = todo.sign() * torch.minimum(todo.abs(), left)
+            left = (cells.params["endurance"].view(-1)[index] - before).clamp_(min=0).to(counts.dtype)
+            counts = counts.sign() * torch.minimum(counts.abs(), left)
         if self.faults is not None:
-            todo = todo * (cells.params["stuck"].view(-1)[pulsed] == 0)
-        if self.endurance is not None or self.faults is not None:
-            able = nonzero(todo)
-            pulsed, todo = pulsed[able], todo[able]
-        return pulsed, todo
+            counts = counts * (cells.params["stuck"].view(-1)[index] == 0)
+        able = nonzero(counts)
+        return (index, counts) if len(able) == len(index) else (index[able], counts[able])
 
     def read(self, cells: Cells, rng: torch.Generator, t_seconds: float = 0.0) -> Tensor:
         """Measure all cells at `t_seconds`: (rows, cols) S, a new tensor, 0 or more. Errors: Device.read."""

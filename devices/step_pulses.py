@@ -16,8 +16,6 @@ from devices.indices import nonzero
 from devices.pulses import PulseModel
 from devices.window import Window
 
-ALONE = 8  # pulses on a cell that are carried out one by one
-
 
 @dataclass(frozen=True)
 class StepPulses(PulseModel):
@@ -122,12 +120,10 @@ class StepPulses(PulseModel):
     def apply(
         self, g: Tensor, counts: Tensor, params: dict[str, Tensor], window: Window, rng: torch.Generator
     ) -> Tensor:
-        """One pulse after another, each with its own noise, up to ALONE of them on a cell. More are taken several at a
-        time, as many as move it by up to 1 % of its range, at the step half way between them: an error below 1e-4 of
-        their move.
+        """One pulse after another, each with its own noise; but several at a time where together they move a cell by up
+        to 1 % of its range, at the step half way between them: an error below 1e-4 of their move.
 
-        Of the cells that take more than one, those with most come first, so that those still to be pulsed are always
-        a leading slice.
+        Cells with most to do come first, so that those still to be pulsed are always a leading slice.
         """
         if counts.numel() == 0:
             return g
@@ -137,14 +133,15 @@ class StepPulses(PulseModel):
         step.addcmul_(sign.clamp_(max=0), params["step_down"]).div_(width)  # below 0 on the way down
         x = (g - low).div_(width)
         todo = counts.abs()
-        if todo.max() <= ALONE:
+        most, together = int(todo.max()), self._together
+        if together == 1 or most == 1:
             rounds, each = todo, None
         else:
-            rounds = torch.maximum(todo.clamp(max=ALONE), (todo / self._together).ceil().to(todo.dtype))
+            rounds = (todo + (together - 1)).div_(together, rounding_mode="floor")
             each = (todo / rounds).to(g)
         self._pulse(x, step, up, each, rng)
-        more = nonzero(rounds - 1)
-        if more.numel():
+        if most > together:
+            more = nonzero(rounds - 1)
             order, pending = schedule(rounds[more] - 1)
             more = more[order]
             far, step, up = x[more], step[more], up[more]
