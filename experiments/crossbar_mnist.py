@@ -40,6 +40,7 @@ from mep_sim.optimizers import (
     NoConstraint,
     NoFeedback,
     NoWriteFeedback,
+    SampledEPGradient,
     SpectralConstraint,
     WriteResidual,
 )
@@ -112,6 +113,8 @@ class Config(Options):
     """Program and verify the initial weights to this share of the window; None programs them once."""
     dac_bits: int | None = None
     """Resolution of the input, in the range of each sample; None for any."""
+    adc_bits: int | None = None
+    """Resolution of the free state, and of the deviation from it while nudged, each in its own range; None for any."""
     step_seconds: float = 1e-3
     """Simulated time between training steps, for cells that drift."""
     read_seconds: float = 0.0
@@ -318,7 +321,9 @@ def make_learners(config: Config, data: Dataset) -> list[Learner]:
             name, optimizer, config.epochs, config.batch_size, generator(config.seed + 2), config.step_seconds
         )
 
-    ep = EPGradient(
+    sampled = {} if config.adc_bits is None else {"adc": Converter(config.adc_bits)}
+    ep = (SampledEPGradient if sampled else EPGradient)(
+        **sampled,
         loss_type=config.loss,
         beta=config.beta,
         phases=config.phases,

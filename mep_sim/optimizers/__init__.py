@@ -23,6 +23,7 @@ from mep_sim.optimizers.strategies.local import LocalEPGradient
 from mep_sim.optimizers.strategies.muon import MuonUpdate, orthogonalise
 from mep_sim.optimizers.strategies.natural import NaturalGradient
 from mep_sim.optimizers.strategies.parts import InParts
+from mep_sim.optimizers.strategies.sampled import SampledEPGradient
 from mep_sim.optimizers.strategies.update import AdamUpdate, FisherUpdate, PlainUpdate, UpdateStrategy
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "NoisyWeights",
     "PerturbedWeights",
     "PlainUpdate",
+    "SampledEPGradient",
     "SpectralConstraint",
     "UpdateStrategy",
     "WriteFeedback",
