@@ -151,7 +151,8 @@ class Crossbar:
             )
         if (step := self.step) is None:
             return self._rewrite(delta, read, t_seconds)
-        counts = (delta / step).clamp_(-2 * self.w_max / step, 2 * self.w_max / step)
+        most = 2 * self.w_max / step
+        counts = (delta * (1 / step)).clamp_(-most, most)
         if self.rounding == "stochastic":
             counts.add_(torch.rand(counts.shape, generator=self.rng, device=counts.device)).floor_()
         elif self.rounding == "nearest":
@@ -192,6 +193,8 @@ class Crossbar:
         for train in trains:
             train = train.reshape(-1)
             index = nonzero(train)
+            if not len(index):
+                continue
             counts = self.mapping.counts(train.index_select(0, index))
             arrays = [(self.cells[name], n) for name, n in counts.items()]
             self.device.pulse_at(index, arrays, self.rng, t_seconds)
