@@ -130,6 +130,23 @@ def test_factors_multiply_to_the_gradient(phases, make):
         assert torch.allclose(product, estimate.gradient[name], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("errors", ["read", "double_sampled"])
+def test_factors_are_of_the_errors_that_the_gradient_is_made_of(errors):
+    circuit, (x, y) = FeedforwardCircuit.from_sizes((4, 6, 3), rng=generator(0)).double(), batch()
+    rng = generator(1)
+
+    def read():
+        noise = {
+            name: 0.1 * torch.randn(p.shape, generator=rng).double() for name, p in circuit.params().items()
+        }
+        return {name: p + noise[name] for name, p in circuit.params().items()}
+
+    estimate = EPGradient(phases="centred", errors=errors, beta=0.5).estimate(circuit, read, x, y)
+    for name, pairs in estimate.factors().items():
+        product = sum(post.T @ pre for post, pre in pairs) / len(x)
+        assert torch.allclose(product, estimate.gradient[name], rtol=1e-6, atol=1e-9)
+
+
 # -- on the chip -------------------------------------------------------------------------------------
 
 

@@ -179,7 +179,9 @@ class EPGradient(GradientStrategy):
             at = tuple(phase.at for phase in phases)
             self._warn_unsettled(free, *at)
             # of a plain mean over phases
-            factors = partial(_factors, free, phases) if type(self).combine is EPGradient.combine else None
+            factors = (
+                partial(self._factors, free, phases) if type(self).combine is EPGradient.combine else None
+            )
             estimate = Estimate(gradient, loss, output, free, at, gap, phases[0].beta, factors)
         system.observe(free)
         return estimate
@@ -218,6 +220,18 @@ class EPGradient(GradientStrategy):
             return found
         at_rest = phase.system.contrast(free, free)
         return {name: found[name] - at_rest[name] for name in found}
+
+    def _factors(self, free: Equilibrium, phases: list[Phase]) -> dict[str, Pairs]:
+        """Of `combine`: what is subtracted from a contrast is pulsed with its sign turned round."""
+        terms = [(phase.system.factors(free, phase.at), 1) for phase in phases]
+        if self.errors == "double_sampled":
+            terms += [(phase.system.factors(free, free), -1) for phase in phases]
+        return {
+            name: [
+                (post * (sign / len(phases)), pre) for factors, sign in terms for post, pre in factors[name]
+            ]
+            for name in terms[0][0]
+        }
 
     def average(self, values: list[Tensor]) -> Tensor:
         """The mean of something over the phases."""
@@ -271,14 +285,6 @@ class EPGradient(GradientStrategy):
         return dataclasses.replace(
             at, relative_residual=relative, converged=relative <= self.nudged_tolerance
         )
-
-
-def _factors(free: Equilibrium, phases: list[Phase]) -> dict[str, Pairs]:
-    found = [phase.system.factors(free, phase.at) for phase in phases]
-    return {
-        name: [(post / len(phases), pre) for factors in found for post, pre in factors[name]]
-        for name in found[0]
-    }
 
 
 def _is_strength(beta: object) -> bool:
