@@ -146,8 +146,8 @@ class Chip:
 
     @property
     def joules(self) -> tuple[float, float] | None:
-        """Energy of all write pulses and of all reads so far, J; None where the device does not say its voltages."""
-        if self.device.operation is None:
+        """Energy of all write pulses and of all reads so far, J; None where a device does not say its voltages."""
+        if any(c.device.operation is None for c in self.arrays):
             return None
         writes, reads = zip(*(c.joules for c in self.arrays), strict=True)
         return sum(writes), sum(reads)

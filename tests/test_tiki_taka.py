@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -14,7 +15,14 @@ from circuits.chip import Chip
 from circuits.mapping import SymmetryReference
 from circuits.pulse_trains import PulseTrains
 from circuits.tiki_taka import TikiTakaChip
-from devices import ConstantStepPulses, MemoryCell, SoftBoundsPulses
+from devices import (
+    ConstantStepPulses,
+    FlickerReadNoise,
+    MemoryCell,
+    Operation,
+    SoftBoundsPulses,
+    WhiteReadNoise,
+)
 from mep_sim.optimizers import BackpropGradient, CompositeOptimizer, EPGradient, NoFeedback, NoWriteFeedback
 from tests.device_conformance import generator
 
@@ -121,16 +129,29 @@ def test_it_learns_with_asymmetric_cells_better_than_direct_pulses():
     assert tiki_taka > direct + 0.03
 
 
+def test_energy_is_known_where_both_arrays_say_their_voltages():
+    powered = dataclasses.replace(FINE, operation=Operation(2.0, 1e-7))
+    assert chip_of(powered, fast=FINE).joules is None
+    assert chip_of(FINE, fast=powered).joules is None
+    both = chip_of(powered)
+    expected = [sum(parts) for parts in zip(*(array.joules for array in both.arrays), strict=True)]
+    assert both.joules == tuple(expected)
+
+
 @pytest.mark.parametrize("trains", [None, PulseTrains(10)])
-def test_training_goes_on_bit_for_bit(trains):
+@pytest.mark.parametrize("noise", [WhiteReadNoise(0.02), FlickerReadNoise(0.02)])
+def test_training_goes_on_bit_for_bit(trains, noise):
+    cell = dataclasses.replace(devices.preset("soft-bounds-6bit"), read_noise=noise)
+
     def make() -> tuple[TikiTakaChip, CompositeOptimizer]:
         chip = TikiTakaChip(
             circuit((4, 6, 3)),
-            devices.preset("soft-bounds-6bit"),
+            cell,
             generator(1),
             symmetry=QUICK,
             columns=3,
             trains=trains,
+            read_seconds=1e-3,
         )
         feedback = NoFeedback()
         gradient = EPGradient(phases="one_sweep")
