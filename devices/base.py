@@ -61,12 +61,8 @@ class Cells:
         """(rows, cols)."""
         return tuple(self.conductance.shape)
 
-    def at(self, index: Tensor) -> dict[str, Tensor]:
-        """The parameters, each (n,), of the cells with flat (row-major) numbers `index` (n,)."""
-        return {name: x.view(-1).index_select(0, index) for name, x in self.params.items()}
-
     def write(self, index: Tensor, g: Tensor, t_seconds: float) -> None:
-        """Set the conductance (n,) S of the cells with flat numbers `index` (n,) and stamp them."""
+        """Set the conductance (n,) S of the cells with flat (row-major) numbers `index` (n,) and stamp them."""
         if len(index) == 0:  # nothing written: an earlier time is still allowed
             return
         self.conductance.view(-1).index_copy_(0, index, g)

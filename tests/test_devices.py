@@ -13,6 +13,7 @@ import devices
 from devices import (
     Cells,
     ConstantStepPulses,
+    FlickerReadNoise,
     LevelPulses,
     MemoryCell,
     PCMDrift,
@@ -43,8 +44,9 @@ def test_preset_conforms(name, check):
 
 
 @pytest.mark.parametrize("check", ALL_CHECKS, ids=lambda f: f.__name__)
-def test_all_parts_together_conform(check):
-    check(FULL)
+@pytest.mark.parametrize("noise", [FULL.read_noise, FlickerReadNoise(0.02, "conductance")])
+def test_all_parts_together_conform(noise, check):
+    check(dataclasses.replace(FULL, read_noise=noise))
 
 
 # --- presets --------------------------------------------------------------------------------------
