@@ -109,7 +109,7 @@ def table(cells: dict[str, Device]) -> str:
     for name, cell in cells.items():
         low, high = 1e6 * cell.g_min_siemens, 1e6 * cell.g_max_siemens
         step = cell.step_siemens
-        pulses = "programmed" if step is None else f"{1e6 * step and (high - low) / (1e6 * step):.4g}"
+        pulses = "programmed" if step is None else f"{1e-6 * (high - low) / step:.4g}"
         parts = [
             getattr(cell, part, None)
             for part in ("pulses", "write_noise", "programming", "read_noise", "drift", "faults")

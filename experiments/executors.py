@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -150,7 +150,7 @@ def _as_finished(
         executor.shutdown()
 
 
-def _may_start(key: K, running: Iterator[K], losses: Counter, width: int | None) -> bool:
+def _may_start(key: K, running: Collection[K], losses: Counter, width: int | None) -> bool:
     if width is None:
         return True
     if losses[key] or any(losses[other] for other in running):

@@ -108,7 +108,8 @@ def test_csv_and_hdf5_hold_the_same_table(tmp_path):
                 if column.words:
                     assert line[name] == value == (expected or "")
                 elif expected is None:
-                    assert line[name] == "" and math.isnan(value)  # noqa: PT018
+                    assert line[name] == ""
+                    assert math.isnan(value)
                 else:
                     assert float(line[name]) == value == expected
     with open(tmp_path / "summary.csv", newline="") as file:

@@ -14,6 +14,7 @@ exact, as if verified.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from devices.cell import MemoryCell
 from devices.linear_step import LinearPulses
@@ -83,7 +84,7 @@ def _cell(
     return MemoryCell(
         1 / ohms / on_off,
         1 / ohms,
-        pulses=LinearPulses(**{**vars(model), "sigma_c2c": sigma * model.steps}),
+        pulses=replace(model, sigma_c2c=sigma * model.steps),
         operation=operation,
         source=f"{source}, as in the manual of MLP+NeuroSim V3.0",
     )
