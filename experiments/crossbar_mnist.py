@@ -44,6 +44,7 @@ from mep_sim.optimizers import (
     SpectralConstraint,
     WriteResidual,
 )
+from mep_sim.optimizers.strategies.update import check_choice
 from mep_sim.settling import ODE, Solver, Sweep
 from mep_sim.trace import Trace
 
@@ -106,9 +107,9 @@ class Config(Options):
     """Cells of a weight: pair, one_sided, offset, symmetry (see circuits/mapping.py), or auto, as the cell wants it."""
     write: str = "residual"
     """How a weight change reaches the cells: residual (whole pulses, the rest is carried to the next step),
-    mixed_precision (the same, every tenth step), rounded (to the nearest pulse, the rest is lost), stochastic (unbiased
-    rounding, the rest is lost), tiki_taka (pulses to a second, fast array that the weights learn from), or trains
-    (stochastic pulse trains, sample by sample, of plain steps)."""
+    mixed_precision (the same, every tenth step), rounded (to the nearest pulse, the rest is lost), stochastic (the
+    rest is drawn, unbiased), tiki_taka (pulses to a second, fast array that the weights learn from), or trains of
+    random pulses, sample by sample, for plain steps."""
     tolerance: float | None = None
     """Program and verify the initial weights to this share of the window; None programs them once."""
     dac_bits: int | None = None
@@ -151,10 +152,10 @@ class Config(Options):
         for name in ("samples", "epochs", "batch_size", "max_evaluations"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}; choose at least 1")
-        if self.read_noise is not None and not 0 <= self.read_noise < 1:
-            raise ValueError(f"read_noise = {self.read_noise}; choose a share of the window in [0, 1)")
-        if self.write not in WRITES:
-            raise ValueError(f"unknown write {self.write!r}; choose one of {', '.join(WRITES)}")
+        if self.read_noise is not None and not 0 <= self.read_noise <= 1:
+            raise ValueError(f"read_noise = {self.read_noise}; choose a share of the window in [0, 1]")
+        check_choice("mapping", self.mapping, MAPPINGS)
+        check_choice("write", self.write, WRITES)
         if self.write == "trains" and (self.update, self.gamma, self.momentum) != ("plain", 0, 0):
             raise ValueError(
                 "pulse trains know single samples only, and take plain steps: write = trains needs update = plain, "
@@ -228,8 +229,6 @@ class Config(Options):
 
     def chip(self, circuit: EnergyCircuit, cell: devices.Device, rng: torch.Generator) -> Chip:
         """The circuit's weights on crossbars of this cell."""
-        if self.mapping not in MAPPINGS:
-            raise ValueError(f"unknown mapping {self.mapping!r}; choose one of {', '.join(MAPPINGS)}")
         kind, options, _ = WRITES[self.write]
         return kind(
             circuit,

@@ -92,14 +92,16 @@ class DeployConfig(SeedsOptions):
             raise ValueError(f"times = {self.times}; give one or more times, each later than the one before")
         if not 0 <= self.times[0] <= self.times[-1] < math.inf:
             raise ValueError(f"times = {self.times}; choose finite times >= 0 s")
-        if self.mapping not in crossbar_mnist.MAPPINGS:
-            known = ", ".join(crossbar_mnist.MAPPINGS)
-            raise ValueError(f"unknown mapping {self.mapping!r}; choose one of {known}")
+        self.network()  # checks what it takes
+
+    def network(self) -> crossbar_mnist.Config:
+        """What is trained, and how it is put on chips."""
+        same = ("cell", "mapping", "w_range", "tolerance", "dataset", "samples", "epochs", "smoke", "device")
+        return crossbar_mnist.Config(**{name: getattr(self, name) for name in same}).shrunk()
 
     def table(self) -> dict[str, Row]:
         """The rows to compute."""
-        same = ("cell", "mapping", "w_range", "tolerance", "dataset", "samples", "epochs", "smoke", "device")
-        network = crossbar_mnist.Config(**{name: getattr(self, name) for name in same}).shrunk()
+        network = self.network()
         cell = network.memory_cell()
         if cell is None:
             raise ValueError("cell = none is no chip to deploy on; choose a cell, such as pcm")

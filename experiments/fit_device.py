@@ -44,6 +44,10 @@ class Config(Options):
                 "give the CSV file of a measurement, python -m experiments.fit_device pulses.csv, or --smoke, "
                 "which simulates one"
             )
+        if self.csv is None and self.branch is not None:
+            raise ValueError(
+                f"branch = {self.branch} without a file to count pulses in; give one, or leave it out"
+            )
         if self.criterion not in ("bic", "aicc"):
             raise ValueError(f"criterion = {self.criterion!r}; choose bic or aicc")
 

@@ -84,6 +84,7 @@ def test_what_is_wrong_ends_in_one_line(monkeypatch, capsys, tmp_path):
         return refused(monkeypatch, capsys, path, "--out", tmp_path / "run")
 
     assert "give the CSV file" in refused(monkeypatch, capsys)
+    assert "branch = 20 without a file" in refused(monkeypatch, capsys, "--smoke", "--branch", 20)
     assert "No such file" in refused(monkeypatch, capsys, tmp_path / "nowhere.csv")
     assert "line 3: pulse 5 after pulse 1" in line("1,up,1e-6\n5,up,2e-6\n")
     assert "The likely unit is conductance_uS" in line("1,up,25\n2,up,26\n")
