@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from devices import Device
 from experiments import crossbar_mnist
 from experiments.common import console, generator, launch, print_table
+from experiments.figures import figure
 from experiments.learner import Learner, update_rule
 from experiments.seeds import Result, SeedsOptions, compute, interval, titled
 from mep_sim.optimizers import (
@@ -230,25 +230,25 @@ def duration(seconds: float) -> str:
 
 def draw(path: Path, lines: list[dict[str, object]], times: tuple[float, ...]) -> None:
     """Accuracy against time, a panel per compensation: means over seeds with their range."""
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
-    panels = dict(zip(COMPENSATIONS, figure.subplots(1, len(COMPENSATIONS), sharey=True), strict=True))
-    for line in lines:
-        by_time = list(zip(*line["scores"], strict=True))
-        means = [fmean(at) for at in by_time]
-        spread = [[m - min(at) for m, at in zip(means, by_time, strict=True)]]
-        spread += [[max(at) - m for m, at in zip(means, by_time, strict=True)]]
-        label = line["training"]
-        panels[line["compensation"]].errorbar(
-            times, means, spread, fmt="o-", ms=4, lw=1, capsize=2, label=label
-        )
-    for compensation, ax in panels.items():
-        ax.set_xscale("symlog", linthresh=1)  # so that 0 s has a place
-        ax.set_xticks(times, [duration(t) for t in times])
-        ax.set(title=f"compensation: {compensation}", xlabel="time after programming")
-        ax.spines[["top", "right"]].set_visible(False)
-    panels["none"].set_ylabel("accuracy (%)")
-    panels["none"].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130)
+    with figure(path, 1, len(COMPENSATIONS), (11, 3.8)) as axes:
+        for ax in axes[0, 1:]:
+            ax.sharey(axes[0, 0])
+            ax.tick_params(labelleft=False)
+        panels = dict(zip(COMPENSATIONS, axes[0], strict=True))
+        for line in lines:
+            by_time = list(zip(*line["scores"], strict=True))
+            means = [fmean(at) for at in by_time]
+            spread = [[m - min(at) for m, at in zip(means, by_time, strict=True)]]
+            spread += [[max(at) - m for m, at in zip(means, by_time, strict=True)]]
+            panels[line["compensation"]].errorbar(
+                times, means, spread, fmt="o-", ms=4, lw=1, capsize=2, label=line["training"]
+            )
+        for compensation, ax in panels.items():
+            ax.set_xscale("symlog", linthresh=1)  # so that 0 s has a place
+            ax.set_xticks(times, [duration(t) for t in times])
+            ax.set(title=f"compensation: {compensation}", xlabel="time after programming")
+        axes[0, 0].set_ylabel("accuracy (%)")
+        axes[0, 0].legend(frameon=False, fontsize=8)
 
 
 def run(config: DeployConfig) -> list[dict[str, object]]:

@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -17,6 +16,7 @@ from matplotlib.axes import Axes
 import devices
 from devices import Device
 from experiments.common import Options, console, generator, launch
+from experiments.figures import figure
 
 CELLS, MOST_PULSES, POINTS = 200, 2000, 120
 DOWN, UP, BAND = "tab:red", "tab:blue", 0.2
@@ -45,19 +45,16 @@ def run(config: Config) -> Path:
     folder = config.folder("device_curves")
     folder.mkdir(parents=True, exist_ok=True)
     rows = math.ceil(len(cells) / config.columns)
-    figure, axes = plt.subplots(
-        rows, config.columns, figsize=(3.1 * config.columns, 2.3 * rows), squeeze=False, layout="constrained"
-    )
-    for ax in axes.flat[len(cells) :]:
-        ax.axis("off")
-    for ax, (name, cell) in zip(axes.flat, cells.items(), strict=False):
-        panel = programmed if cell.step_siemens is None else pulsed
-        panel(ax, cell, generator(config.seed))
-        ax.set_title(name, fontsize=9)
-        ax.tick_params(labelsize=7)
-    figure.supylabel("conductance (µS)")
-    figure.savefig(folder / "device_curves.png", dpi=110)
-    plt.close(figure)
+    size = (3.1 * config.columns, 2.3 * rows)
+    with figure(folder / "device_curves.png", rows, config.columns, size) as axes:
+        for ax in axes.flat[len(cells) :]:
+            ax.axis("off")
+        for ax, (name, cell) in zip(axes.flat, cells.items(), strict=False):
+            panel = programmed if cell.step_siemens is None else pulsed
+            panel(ax, cell, generator(config.seed))
+            ax.set_title(name, fontsize=9)
+            ax.tick_params(labelsize=7)
+        axes[0, 0].figure.supylabel("conductance (µS)")
     (folder / "devices.md").write_text(table(cells), encoding="utf-8")
     console.print(f"device_curves.png and devices.md are in {folder}", soft_wrap=True)
     return folder

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from experiments.figures import FREE, NUDGED
+from experiments.figures import FREE, NUDGED, figure
 from experiments.fitting import Fit
 from experiments.pulse_data import PulseData
 
 _POINTS = 2000  # of a cloud, at most
-
-
-@contextmanager
-def _grid(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[np.ndarray]:
-    drawing = Figure(figsize=size, layout="constrained")
-    axes = drawing.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat:
-        ax.spines[["top", "right"]].set_visible(False)
-    yield axes
-    drawing.savefig(path, dpi=130)
 
 
 def _style(best: bool) -> dict[str, object]:
@@ -36,17 +24,13 @@ def curves(path: Path, data: PulseData, fits: Sequence[Fit], chosen: Fit) -> Non
     without noise, and the residuals of that; all cycles of all devices on top of each other."""
     own = np.flatnonzero(data.device == 0)
     breaks = np.flatnonzero(~data.follows[own])
-    with _grid(path, 2, 2, (12, 6.4)) as axes:
+    with figure(path, 2, 2, (12, 6.4)) as axes:
         (along, every), (left, spread) = axes
         number = np.arange(len(own))
         along.plot(number, 1e6 * data.conductance[own], ".", ms=3, color="0.45", label="measured")
         for fit in fits:
             best = fit is chosen
-            style = {
-                "lw": 2.2 if best else 0.9,
-                "color": NUDGED if best else None,
-                "zorder": 3 if best else 2,
-            }
+            style = _style(best)
             model = np.full(len(own), np.nan)
             for part in np.split(number, breaks[1:]):
                 run = own[part]
@@ -82,7 +66,7 @@ def steps(path: Path, data: PulseData, fits: Sequence[Fit], chosen: Fit) -> None
     place, size = 1e6 * s.before, 1e6 * (s.after - s.before)
     some = np.zeros(len(place), dtype=bool)
     some[np.linspace(0, len(place) - 1, min(len(place), _POINTS)).astype(int)] = True
-    with _grid(path, 2, 3, (13, 6.6)) as axes:
+    with figure(path, 2, 3, (13, 6.6)) as axes:
         for column, (up, word) in enumerate(((True, "potentiation"), (False, "depression"))):
             over, under = axes[:, column]
             own = s.up == up
