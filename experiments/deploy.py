@@ -231,10 +231,10 @@ def duration(seconds: float) -> str:
 def draw(path: Path, lines: list[dict[str, object]], times: tuple[float, ...]) -> None:
     """Accuracy against time, a panel per compensation: means over seeds with their range."""
     with figure(path, 1, len(COMPENSATIONS), (11, 3.8)) as axes:
-        for ax in axes[0, 1:]:
-            ax.sharey(axes[0, 0])
-            ax.tick_params(labelleft=False)
         panels = dict(zip(COMPENSATIONS, axes[0], strict=True))
+        for compensation, ax in panels.items():
+            ax.set_xscale("symlog", linthresh=1)  # so that 0 s has a place
+            ax.set(title=f"compensation: {compensation}", xlabel="time after programming")
         for line in lines:
             by_time = list(zip(*line["scores"], strict=True))
             means = [fmean(at) for at in by_time]
@@ -243,10 +243,10 @@ def draw(path: Path, lines: list[dict[str, object]], times: tuple[float, ...]) -
             panels[line["compensation"]].errorbar(
                 times, means, spread, fmt="o-", ms=4, lw=1, capsize=2, label=line["training"]
             )
-        for compensation, ax in panels.items():
-            ax.set_xscale("symlog", linthresh=1)  # so that 0 s has a place
+        low, high = zip(*(ax.get_ylim() for ax in axes[0]), strict=True)
+        for ax in axes[0]:
             ax.set_xticks(times, [duration(t) for t in times])
-            ax.set(title=f"compensation: {compensation}", xlabel="time after programming")
+            ax.set_ylim(min(low), max(high))
         axes[0, 0].set_ylabel("accuracy (%)")
         axes[0, 0].legend(frameon=False, fontsize=8)
 
