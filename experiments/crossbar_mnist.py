@@ -161,6 +161,11 @@ class Config(Options):
                 "pulse trains know single samples only, and take plain steps: write = trains needs update = plain, "
                 f"gamma = 0 and momentum = 0, not {self.update}, {self.gamma} and {self.momentum}"
             )
+        if self.adc_bits is not None and (self.write == "trains" or self.phases == "one_sweep"):
+            raise ValueError(
+                f"adc_bits = {self.adc_bits} with write = {self.write} and phases = {self.phases}: states are sampled of "
+                "settled phases, for a digital contrast; leave adc_bits out, or choose another write and other phases"
+            )
         if self.gamma < 0:
             raise ValueError(f"gamma = {self.gamma}; choose gamma > 0, or 0 for no bound")
         if not 0 <= self.step_seconds < math.inf:
