@@ -163,8 +163,8 @@ class Config(Options):
             )
         if self.adc_bits is not None and (self.write == "trains" or self.phases == "one_sweep"):
             raise ValueError(
-                f"adc_bits = {self.adc_bits} with write = {self.write} and phases = {self.phases}: states are sampled of "
-                "settled phases, for a digital contrast; leave adc_bits out, or choose another write and other phases"
+                f"adc_bits = {self.adc_bits} with write = {self.write} and phases = {self.phases}: states are sampled "
+                "of settled phases, for a digital contrast; leave adc_bits out, or choose other ones"
             )
         if self.gamma < 0:
             raise ValueError(f"gamma = {self.gamma}; choose gamma > 0, or 0 for no bound")
