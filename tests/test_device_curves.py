@@ -26,6 +26,10 @@ def test_the_table_counts_the_pulses_across_the_window():
     assert "| `exact` | 1 to 100 | programmed | exact |" in text
 
 
+def test_the_document_has_the_table_of_all_presets():
+    assert device_curves.table({name: devices.preset(name) for name in devices.preset_names()}) in DOCS.read_text()
+
+
 def test_no_columns_are_refused():
     with pytest.raises(ValueError, match="columns = 0; choose at least 1"):
         device_curves.Config(columns=0)
