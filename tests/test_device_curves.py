@@ -27,7 +27,10 @@ def test_the_table_counts_the_pulses_across_the_window():
 
 
 def test_the_document_has_the_table_of_all_presets():
-    assert device_curves.table({name: devices.preset(name) for name in devices.preset_names()}) in DOCS.read_text()
+    assert (
+        device_curves.table({name: devices.preset(name) for name in devices.preset_names()})
+        in DOCS.read_text()
+    )
 
 
 def test_no_columns_are_refused():
