@@ -204,8 +204,9 @@ class MemoryCell(Device):
         before = cells.pulses.view(-1).index_select(0, index)
         cells.pulses.view(-1).index_copy_(0, index, before + counts.abs())
         if self.endurance is not None:  # the last pulses of a cell still move it
-            left = (cells.params["endurance"].view(-1)[index] - before).clamp_(min=0).to(counts.dtype)
-            counts = counts.sign() * torch.minimum(counts.abs(), left)
+            # in float64: what is left of a long life does not fit in int32
+            left = (cells.params["endurance"].view(-1)[index] - before).clamp_(min=0)
+            counts = counts.sign() * torch.minimum(counts.abs().to(left), left).to(counts.dtype)
         if self.faults is not None:
             counts = counts * (cells.params["stuck"].view(-1)[index] == 0)
         able = nonzero(counts)

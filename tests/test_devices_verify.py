@@ -119,6 +119,14 @@ def test_half_of_the_cells_outlast_the_median():
     assert torch.equal(lasts, lasts.floor())
 
 
+def test_a_long_life_does_not_overflow_the_counts_of_a_crossbar():
+    """2^31 pulses and more are left, and int32 counts are asked for: 5 of 1 uS each."""
+    device = MemoryCell(LOW, HIGH, pulses=PLAIN, endurance=Endurance(1e12))
+    cells = device.fabricate((2, 3), generator(), dtype=torch.float64)
+    device.pulse(cells, torch.full((2, 3), 5, dtype=torch.int32), generator())
+    assert torch.allclose(cells.conductance, torch.full((2, 3), LOW + 5e-6, dtype=torch.float64))
+
+
 def test_an_endurance_beyond_all_counting_is_none():
     """1e15 and five decades of spread reach 1e35 pulses, more than any counter holds: such cells only go up."""
     device = MemoryCell(LOW, HIGH, pulses=PLAIN, endurance=Endurance(1e15, sigma_decades=5.0))
