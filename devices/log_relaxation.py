@@ -39,6 +39,13 @@ class LogarithmicDrift(Drift):
         check_number(f"{owner}.sigma_slope_siemens", self.sigma_slope_siemens, 0, 1, micro)
         check_number(f"{owner}.t0_seconds", self.t0_seconds, 1e-9, 1e9, "It is in seconds.")
 
+    def check_pulses(self) -> None:
+        if self.sigma_siemens:
+            raise ValueError(
+                f"LogarithmicDrift.sigma_siemens = {self.sigma_siemens!r} is not allowed beside pulses, each of which would "
+                "add it again: leave it at 0 and give the cell write_noise, or leave the pulses out."
+            )
+
     def draw(self, g: Tensor, window: Window, rng: torch.Generator) -> dict[str, Tensor]:
         """`relaxation`, standard normal."""
         return {"relaxation": normal_like(g, rng)}
