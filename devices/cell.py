@@ -77,6 +77,8 @@ class MemoryCell(Device):
         for part in (self.pulses, self.programming):
             if part is not None:
                 part.check(window)
+        if self.pulses is not None and self.drift is not None:
+            self.drift.check_pulses()
 
     @property
     def window(self) -> Window:

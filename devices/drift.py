@@ -23,8 +23,8 @@ class Drift(ABC):
     valid_seconds: float = math.inf
 
     def check_pulses(self) -> None:
-        """Raise ValueError where cells that are pulsed cannot drift so: a pulse makes earlier drift permanent, so that at
-        t = 0 there must be none."""
+        """Raise ValueError where cells that are pulsed cannot drift so: a pulse makes earlier drift permanent, so that
+        at t = 0 there must be none."""
 
     @abstractmethod
     def draw(self, g: Tensor, window: Window, rng: torch.Generator) -> dict[str, Tensor]:

@@ -42,8 +42,8 @@ class LogarithmicDrift(Drift):
     def check_pulses(self) -> None:
         if self.sigma_siemens:
             raise ValueError(
-                f"LogarithmicDrift.sigma_siemens = {self.sigma_siemens!r} is not allowed beside pulses, each of which would "
-                "add it again: leave it at 0 and give the cell write_noise, or leave the pulses out."
+                f"LogarithmicDrift.sigma_siemens = {self.sigma_siemens!r} is not allowed beside pulses, each of which "
+                "would add it again: leave it at 0 and give the cell write_noise, or leave the pulses out."
             )
 
     def draw(self, g: Tensor, window: Window, rng: torch.Generator) -> dict[str, Tensor]:

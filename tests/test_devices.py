@@ -128,6 +128,13 @@ def test_wrong_part_in_a_slot_is_refused():
         MemoryCell(1e-6, 1e-4, source=3)
 
 
+def test_a_spread_that_is_there_at_once_does_not_go_with_pulses():
+    pulses = devices.SoftBoundsPulses(63)
+    MemoryCell(1e-6, 1e-4, pulses=pulses, drift=devices.LogarithmicDrift(-1e-7, 0.0, 1e-8))
+    with pytest.raises(ValueError, match=r"sigma_siemens = 1e-06 is not allowed beside pulses"):
+        MemoryCell(1e-6, 1e-4, pulses=pulses, drift=devices.LogarithmicDrift(-1e-7, 1e-6))
+
+
 @pytest.mark.parametrize(
     ("low", "high", "levels", "message"),
     [
