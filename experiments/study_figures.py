@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.figures import figure
@@ -125,7 +126,15 @@ def ranking(path: Path, chips: Sequence[Line], digital: Sequence[Line]) -> None:
                 color=colours[line["update"]],
             )
         _mark_digital(digital, ax.axvline)
-        ax.set(xlabel="test accuracy (%)", xlim=_limits([*chips, *digital]))
+        means = [100 * line["accuracy"] for line in [*chips, *digital]]
+        # spaced by the logarithm of the error, or one technology that fails would hide how the others differ
+        ax.set_xscale(
+            "function", functions=(lambda a: -np.log10(np.maximum(100 - a, 1e-3)), lambda b: 100 - 10**-b)
+        )
+        left, right = min(means) - 0.2 * (100 - min(means)), max(means) + 0.2 * (100 - max(means))
+        ax.set(xlabel="test accuracy (%)", xlim=(left, right))
+        ax.set_xticks([tick for tick in TICKS if left < tick < right])
+        ax.minorticks_off()
         _label(ax, list(names))
         ax.legend(frameon=False, fontsize=7)
 
@@ -142,6 +151,9 @@ def costs_of(path: Path, chips: Sequence[Line], costs: Sequence[str]) -> None:
                     ax.plot(line[cost], place, "o", ms=4, color=colours[line["update"]])
             ax.set(xlabel=COSTS[cost], xscale="log")
             _label(ax, list(names) if ax is axes[0, 0] else [""] * len(names))
+
+
+TICKS = (0, 10, 50, 70, 80, 85, 90, 92, 94, 95, 96, 97, 98, 99, 99.5)  # of accuracies in percent
 
 
 def _places(chips: Sequence[Line]) -> dict[str, int]:
