@@ -114,7 +114,6 @@ class Crossbar:
                 "the weights to program contain NaN or infinity; check the network before the chip"
             )
         self._program(self._targets(weight, t_seconds), t_seconds)
-        self.gain = self._baseline = None
 
     def _targets(self, weight: Tensor, t_seconds: float) -> dict[str, Tensor]:
         def read(name: str) -> Tensor:
@@ -123,6 +122,7 @@ class Crossbar:
         return self.mapping.targets((weight / self.w_max).clamp(-1, 1), self.device, read)
 
     def _program(self, targets: dict[str, Tensor], t_seconds: float) -> None:
+        self.gain = self._baseline = None
         how = (
             self.device.program
             if self.programming is None
@@ -169,7 +169,6 @@ class Crossbar:
         # what weights have in common stays as it is
         own = {name: g for name, g in targets.items() if g.shape == delta.shape}
         self._program({name: torch.where(changed, g, torch.nan) for name, g in own.items()}, t_seconds)
-        self.gain = self._baseline = None
         return torch.where(changed, delta, 0.0)
 
     def coincide(self, pairs: Pairs, scale: float, trains: PulseTrains, t_seconds: float = 0.0) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,10 +21,15 @@ Arrays = dict[str, Tensor]
 class Mapping(ABC):
     """`w = scale (G - G')` of two arrays: "plus" (rows, cols), and another that it is compared with.
 
-    A new mapping is a frozen dataclass with these methods. refresh_every: writes between two calls of `refreshed`;
-    None: it is never called.
+    A new mapping is a frozen dataclass with these methods.
+
+    other: name of the second array. gain: w for a difference of the whole window. moved: cells that a pulse moves.
+    refresh_every: writes between two calls of `refreshed`; None: it is never called.
     """
 
+    other: ClassVar[str] = "minus"
+    gain: ClassVar[int] = 1
+    moved: ClassVar[int] = 1
     refresh_every: int | None = None
 
     def check(self, device: Device) -> None:
@@ -37,24 +43,25 @@ class Mapping(ABC):
         self, shape: tuple[int, int], device: Device, rng: torch.Generator, dtype: torch.dtype
     ) -> dict[str, Cells]:
         """The arrays of a weight (rows, cols), on the generator's device."""
-        return {name: _fabricate(shape, device, rng, dtype) for name in ("plus", "minus")}
+        return {name: _fabricate(shape, device, rng, dtype) for name in ("plus", self.other)}
 
-    @abstractmethod
     def scale(self, device: Device) -> float:
         """Change of w over that of a conductance, 1/S."""
+        return self.gain / device.window.span
 
-    @abstractmethod
     def weight(self, g: Arrays, device: Device) -> Tensor:
         """The weight (rows, cols), over w_max, that conductances make: a new tensor."""
+        return (g["plus"] - g[self.other]).mul_(self.scale(device))
 
     @abstractmethod
     def targets(self, w: Tensor, device: Device, read: Callable[[str], Tensor]) -> Arrays:
         """The conductances that make weights w (rows, cols) in [-1, 1], of the arrays to be programmed. `read(name)`
         measures an array, for mappings that must know it."""
 
-    @abstractmethod
     def step(self, device: Device) -> float | None:
         """Change of w by one pulse, near w = 0; None where the device has none."""
+        step = device.step_siemens
+        return None if step is None else self.moved * self.gain * step / device.window.span
 
     @abstractmethod
     def counts(self, counts: Tensor) -> Arrays:
@@ -70,46 +77,31 @@ def _fabricate(shape: tuple[int, int], device: Device, rng: torch.Generator, dty
     return device.fabricate(shape, rng, dtype=dtype, device=rng.device)
 
 
-def _span(device: Device) -> float:
-    return device.g_max_siemens - device.g_min_siemens
-
-
 def _check_count(name: str, value: object) -> None:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} = {value}; choose a whole number of at least 1")
 
 
-class _Pair(Mapping):
-    """w = (G+ - G-) / span."""
-
-    def scale(self, device: Device) -> float:
-        return 1 / _span(device)
-
-    def weight(self, g: Arrays, device: Device) -> Tensor:
-        return (g["plus"] - g["minus"]).mul_(self.scale(device))
-
-
 @dataclass(frozen=True)
-class DifferentialPair(_Pair):
+class DifferentialPair(Mapping):
     """w = (G+ - G-) / span, by a pair of cells per weight, both of which can be pulsed up and down.
 
     Pulses are push-pull: a weight goes up by pulsing G+ up and G- down, so that the pair answers evenly and its weight
     moves by 2 steps. At w = 0 both are mid-window.
     """
 
-    def targets(self, w: Tensor, device: Device, read: Callable[[str], Tensor]) -> Arrays:
-        middle, half = 0.5 * (device.g_max_siemens + device.g_min_siemens), 0.5 * _span(device) * w
-        return {"plus": middle + half, "minus": middle - half}
+    moved = 2
 
-    def step(self, device: Device) -> float | None:
-        return None if device.step_siemens is None else 2 * device.step_siemens / _span(device)
+    def targets(self, w: Tensor, device: Device, read: Callable[[str], Tensor]) -> Arrays:
+        middle, half = device.window.middle, 0.5 * device.window.span * w
+        return {"plus": middle + half, "minus": middle - half}
 
     def counts(self, counts: Tensor) -> Arrays:
         return {"plus": counts, "minus": -counts}
 
 
 @dataclass(frozen=True)
-class OneSidedPair(_Pair):
+class OneSidedPair(Mapping):
     """w = (G+ - G-) / span, by a pair of cells that are only pulsed up: G+ for a higher weight, G- for a lower.
 
     After every `refresh_every` writes the pairs are read; where a cell lies above `refresh_at` of the window, both are
@@ -129,17 +121,16 @@ class OneSidedPair(_Pair):
         """Fits every device."""
 
     def targets(self, w: Tensor, device: Device, read: Callable[[str], Tensor]) -> Arrays:
-        low, span = device.g_min_siemens, _span(device)
+        low, span = device.g_min_siemens, device.window.span
         return {"plus": low + w.clamp(min=0) * span, "minus": low - w.clamp(max=0) * span}
-
-    def step(self, device: Device) -> float | None:
-        return None if device.step_siemens is None else device.step_siemens / _span(device)
 
     def counts(self, counts: Tensor) -> Arrays:
         return {"plus": counts.clamp(min=0), "minus": (-counts).clamp(min=0)}
 
     def refreshed(self, g: Arrays, device: Device) -> Arrays:
-        full = torch.maximum(g["plus"], g["minus"]) > device.g_min_siemens + self.refresh_at * _span(device)
+        full = (
+            torch.maximum(g["plus"], g["minus"]) > device.g_min_siemens + self.refresh_at * device.window.span
+        )
         targets = self.targets(self.weight(g, device).clamp(-1, 1), device, g.__getitem__)
         return {name: torch.where(full, target, torch.nan) for name, target in targets.items()}
 
@@ -147,14 +138,8 @@ class OneSidedPair(_Pair):
 class _SingleCell(Mapping):
     """w = 2 (G - G_ref) / span."""
 
-    def scale(self, device: Device) -> float:
-        return 2 / _span(device)
-
-    def weight(self, g: Arrays, device: Device) -> Tensor:
-        return (g["plus"] - g["reference"]) * self.scale(device)
-
-    def step(self, device: Device) -> float | None:
-        return None if device.step_siemens is None else 2 * device.step_siemens / _span(device)
+    other = "reference"
+    gain = 2
 
     def counts(self, counts: Tensor) -> Arrays:
         return {"plus": counts}
@@ -174,8 +159,8 @@ class OffsetColumn(_SingleCell):
         return {"plus": cells, "reference": _fabricate((1, shape[1]), device, rng, dtype)}
 
     def targets(self, w: Tensor, device: Device, read: Callable[[str], Tensor]) -> Arrays:
-        middle = 0.5 * (device.g_max_siemens + device.g_min_siemens)
-        return {"plus": middle + 0.5 * _span(device) * w, "reference": torch.full_like(w[:1], middle)}
+        middle = device.window.middle
+        return {"plus": middle + 0.5 * device.window.span * w, "reference": torch.full_like(w[:1], middle)}
 
 
 @dataclass(frozen=True)
@@ -214,7 +199,7 @@ class SymmetryReference(_SingleCell):
         self, shape: tuple[int, int], device: Device, rng: torch.Generator, dtype: torch.dtype
     ) -> dict[str, Cells]:
         cells, reference = (_fabricate(shape, device, rng, dtype) for _ in range(2))
-        middle = 0.5 * (device.g_max_siemens + device.g_min_siemens)
+        middle = device.window.middle
         device.program(cells, torch.full_like(cells.conductance, middle), rng)
         up = torch.ones(shape, dtype=torch.int64, device=cells.conductance.device)
         found = torch.zeros_like(cells.conductance)
@@ -228,7 +213,7 @@ class SymmetryReference(_SingleCell):
 
     def targets(self, w: Tensor, device: Device, read: Callable[[str], Tensor]) -> Arrays:
         reference = sum(read("reference") for _ in range(self.reads)) / self.reads
-        wanted = reference + 0.5 * _span(device) * w
+        wanted = reference + 0.5 * device.window.span * w
         return {"plus": wanted.clamp(device.g_min_siemens, device.g_max_siemens)}
 
 

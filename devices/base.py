@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -155,7 +156,7 @@ class Device(ABC):
                 f"operation = {self.operation!r} is not allowed: it must be an Operation, or None where not known."
             )
 
-    @property
+    @cached_property
     def window(self) -> Window:
         """The conductance window."""
         return Window(self.g_min_siemens, self.g_max_siemens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ class MemoryCell(Device):
         if self.pulses is not None and self.drift is not None:
             self.drift.check_pulses()
 
-    @property
+    @cached_property
     def window(self) -> Window:
         """The conductance window with its levels."""
         return Window(self.g_min_siemens, self.g_max_siemens, self.levels)

@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from devices.drift import PCMDrift
+from devices.polynomial import polynomial
 from devices.read_noise import PCMReadNoise
 
 
-def _pieces(g: Tensor, split: float, log_fit: tuple[float, ...], polynomial: tuple[float, ...]) -> Tensor:
+def _pieces(g: Tensor, split: float, log_fit: tuple[float, ...], coefficients: tuple[float, ...]) -> Tensor:
     """`clip(slope ln g + offset, low, high)` below g = split, c0 + c1 g + ... from there on."""
     slope, offset, low, high = log_fit
-    above = torch.zeros_like(g)
-    for c in reversed(polynomial):
-        above = above * g + c
-    return torch.where(g < split, (slope * g.log() + offset).clamp(low, high), above)
+    below = (slope * g.log() + offset).clamp(low, high)
+    return torch.where(g < split, below, polynomial(coefficients, g))
 
 
 @dataclass(frozen=True)

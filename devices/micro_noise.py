@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from devices.checks import check_number
+from devices.polynomial import polynomial
 from devices.programming import ProgrammingNoise
 from devices.window import Window
 
@@ -42,7 +43,7 @@ class MicrosiemensProgrammingNoise(ProgrammingNoise):
             check_number(f"{owner}.coefficients", c, -1e6, 1e6, "Sigma and G are in microsiemens.")
         for k in range(101):
             g = self.lowest + (self.highest - self.lowest) * k / 100
-            if self._polynomial(g) < 0:
+            if polynomial(self.coefficients, g) < 0:
                 raise ValueError(
                     f"{owner}.coefficients = {self.coefficients!r} is not allowed: sigma is negative at {g:g} uS; it "
                     f"must be 0 or more from {self.lowest:g} to {self.highest:g} uS. Check the signs and the order."
@@ -60,12 +61,6 @@ class MicrosiemensProgrammingNoise(ProgrammingNoise):
                 "give the cell another noise."
             )
 
-    def _polynomial(self, micro: Tensor | float) -> Tensor | float:
-        total = 0.0 * micro
-        for c in reversed(self.coefficients):
-            total = total * micro + c
-        return total
-
     def sigma(self, g_target: Tensor, window: Window) -> Tensor:
         """The polynomial, (n,) S."""
-        return 1e-6 * self._polynomial(1e6 * g_target)
+        return 1e-6 * polynomial(self.coefficients, 1e6 * g_target)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from devices.checks import check_number
 from devices.draws import normal_like
+from devices.polynomial import polynomial
 from devices.window import Window
 
 
@@ -64,18 +65,12 @@ class PolynomialProgrammingNoise(ProgrammingNoise):
         for c in self.coefficients_siemens:
             check_number(name, c, -1.0, 1.0, way_out)
         for g in (k / 100 for k in range(101)):
-            if self._polynomial(g) < 0:
+            if polynomial(self.coefficients_siemens, g) < 0:
                 raise ValueError(
                     f"{name} = {self.coefficients_siemens!r} is not allowed: sigma is negative at g/g_max = "
                     f"{g:g}; it must be 0 or more from 0 to 1. Check the signs and the order (c0 first)."
                 )
 
-    def _polynomial(self, g: Tensor | float) -> Tensor | float:
-        total = 0.0 * g
-        for c in reversed(self.coefficients_siemens):
-            total = total * g + c
-        return total
-
     def sigma(self, g_target: Tensor, window: Window) -> Tensor:
         """The polynomial at g_target / g_max, (n,) S."""
-        return self._polynomial(g_target / window.g_max_siemens)
+        return polynomial(self.coefficients_siemens, g_target / window.g_max_siemens)

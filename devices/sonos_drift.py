@@ -10,6 +10,7 @@ from torch import Tensor
 from devices.checks import check_number
 from devices.draws import normal_like
 from devices.drift import Drift
+from devices.polynomial import polynomial
 from devices.window import Window
 
 DAY_SECONDS = 86400.0
@@ -76,19 +77,12 @@ class SonosDrift(Drift):
         days = since / DAY_SECONDS
         current = 1e9 * self.read_volts * g.double()
         within = current.clamp(0, 1800)
-        shifts = [torch.zeros_like(current)] + [_polynomial(c, within) for c in _SHIFT]
+        shifts = [torch.zeros_like(current)] + [polynomial(c, within) for c in _SHIFT]
         a, b = (_between(list(series), days) for series in zip(*_SPREAD, strict=True))
         late, early = _spread(a, b, within), _spread(*_SPREAD[0], within)
         more = (late**2 - early**2).clamp(min=0).sqrt()
         moved = current + _between(shifts, days) + more * params["relaxation"]
         return (moved / (1e9 * self.read_volts)).to(g.dtype)
-
-
-def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
-    total = torch.zeros_like(x)
-    for c in reversed(coefficients):
-        total = total * x + c
-    return total
 
 
 def _spread(a: Tensor | float, b: Tensor | float, current: Tensor) -> Tensor:

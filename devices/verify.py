@@ -47,7 +47,7 @@ class ProgramVerify:
         Returns which cells (rows, cols), bool, never came within the tolerance. ValueError as in Device.program.
         """
         g_target = check_target(g_target, cells.conductance, device.g_min_siemens, device.g_max_siemens)
-        span, step = device.g_max_siemens - device.g_min_siemens, device.step_siemens
+        span, step = device.window.span, device.step_siemens
         across = 1 if step is None else max(round(span / step), 1)
         budget = self.max_pulses
         if budget is None:  # a write without pulses counts as one: the rounds bound them

@@ -62,7 +62,7 @@ def run(config: Config) -> Path:
 
 def pulsed(ax: Axes, cell: Device, rng: torch.Generator) -> None:
     """Pulses across the window and back: one cell, and the middle 80 % of many. A one-sided cell only goes up."""
-    across = math.ceil(1.5 * (cell.g_max_siemens - cell.g_min_siemens) / cell.step_siemens)
+    across = math.ceil(1.5 * cell.window.span / cell.step_siemens)
     stride = max(math.ceil(min(max(across, 8), MOST_PULSES) / POINTS), 1)
     array = cell.fabricate((1, CELLS), rng, dtype=torch.float64)
     cell.program(array, torch.full_like(array.conductance, cell.g_min_siemens), rng)
