@@ -62,12 +62,11 @@ class CompositeOptimizer(torch.optim.Optimizer):
         self.gradient = gradient or BackpropGradient()
         self.update = update or PlainUpdate()
         self.constraint = constraint or NoConstraint()
-        by_trains = chip is not None and chip.trains is not None
-        self.feedback = feedback or (NoFeedback() if by_trains else ErrorFeedback())
-        self.write_feedback = write_feedback or (NoWriteFeedback() if by_trains else WriteResidual())
         self.clip_norm = clip_norm
         self.chip = chip
-        if by_trains:
+        self.feedback = feedback or (NoFeedback() if self._has_trains else ErrorFeedback())
+        self.write_feedback = write_feedback or (NoWriteFeedback() if self._has_trains else WriteResidual())
+        if self._has_trains:
             self._check_trains()
         if chip is not None:
             self.write_feedback.check(chip)
@@ -124,8 +123,12 @@ class CompositeOptimizer(torch.optim.Optimizer):
             raise ValueError(f"parameters of shapes {foreign} are not the model's; pass model.parameters()")
         return {names[p]: p for p in params}
 
+    @property
+    def _has_trains(self) -> bool:
+        return self.chip is not None and self.chip.trains is not None
+
     def _by_trains(self, name: str) -> bool:
-        return self.chip is not None and self.chip.trains is not None and self.chip.holds(name)
+        return self._has_trains and self.chip.holds(name)
 
     def _check_trains(self) -> None:
         """That nothing is asked for between the gradient and trains of pulses, which know single samples only."""
@@ -175,7 +178,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
         read = self.circuit.params if self.chip is None else self.chip.read
         x = x if self.chip is None else self.chip.drive(x)
         estimate = self.gradient.estimate(self.circuit, read, x, target, memory=self.memory)
-        if self.chip is not None and self.chip.trains is not None:
+        if self._has_trains:
             if estimate.factors is None:
                 raise ValueError(
                     f"{type(self.gradient).__name__} gives no factors for pulse trains; use EPGradient (its "
@@ -226,7 +229,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
         elif closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        elif self.chip is not None and self.chip.trains is not None:
+        elif self._has_trains:
             raise ValueError("pulse trains learn sample by sample: step(x=x, target=y)")
         else:
             self._check_gradients()

@@ -18,7 +18,7 @@ from circuits import EnergyCircuit, Equilibrium, FeedforwardCircuit, Params, Sys
 from circuits.base import Pairs
 from circuits.costs import Cost
 from mep_sim.optimizers.strategies.auto_beta import AutoBeta
-from mep_sim.optimizers.strategies.gradient import Estimate, GradientStrategy
+from mep_sim.optimizers.strategies.gradient import Estimate, GradientStrategy, remembered
 from mep_sim.settling import ODE, EPWarning, Solver, Sweep, settle
 
 SETTLE_LR = 0.15  # length of an Euler step, in time constants
@@ -299,10 +299,6 @@ def _continued(circuit: EnergyCircuit, system: System, params: Params) -> System
 
 
 def _toss(seed: int, memory: dict) -> bool:
-    """A fair coin; the generator's state lives in `memory`, so that training resumes bit for bit."""
-    rng = torch.Generator().manual_seed(seed)
-    if "rng" in memory:
-        rng.set_state(memory["rng"].cpu())
-    heads = bool(torch.rand((), generator=rng) < 0.5)
-    memory["rng"] = rng.get_state()
-    return heads
+    """A fair coin."""
+    with remembered(memory, "rng", seed) as rng:
+        return bool(torch.rand((), generator=rng) < 0.5)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from circuits import EnergyCircuit, Equilibrium, Params, cost
@@ -58,3 +60,16 @@ class GradientStrategy(ABC):
         fresh read. `memory` is the strategy's running state from step to step, a flat dict of tensors and
         numbers that starts empty and is the caller's to keep; None for an estimate on its own.
         """
+
+
+@contextmanager
+def remembered(
+    memory: dict, name: str, seed: int, device: torch.device | str = "cpu"
+) -> Iterator[torch.Generator]:
+    """A generator that goes on from its state `name` in a caller's `memory`, or begins with the seed, and whose state
+    is left there, so that training resumes bit for bit."""
+    rng = torch.Generator(device).manual_seed(seed)
+    if name in memory:
+        rng.set_state(memory[name].cpu())
+    yield rng
+    memory[name] = rng.get_state()

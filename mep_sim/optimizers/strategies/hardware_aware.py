@@ -16,7 +16,7 @@ from circuits.crossbar import Crossbar
 from circuits.mapping import Mapping, default_mapping
 from devices import Device
 from mep_sim.optimizers.strategies.exact import BackpropGradient
-from mep_sim.optimizers.strategies.gradient import Estimate, GradientStrategy
+from mep_sim.optimizers.strategies.gradient import Estimate, GradientStrategy, remembered
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,19 @@ class PerturbedWeights(GradientStrategy):
         memory: dict | None = None,
     ) -> Estimate:
         memory = {} if memory is None else memory
-        rng = torch.Generator(x.device).manual_seed(self.seed)
-        if "perturbation" in memory:
-            rng.set_state(memory["perturbation"].cpu())
+        with remembered(memory, "perturbation", self.seed, x.device) as rng:
 
-        @torch.no_grad()
-        def read_perturbed() -> Params:
-            params = dict(read())
-            for name in circuit.weights:
-                weight = params[name].detach()
-                w_max = self._largest(weight)
-                matrix = weight.flatten(1).clamp(-w_max, w_max)
-                params[name] = self.perturbed(matrix, w_max, rng).view(weight.shape)
-            return params
+            @torch.no_grad()
+            def read_perturbed() -> Params:
+                params = dict(read())
+                for name in circuit.weights:
+                    weight = params[name].detach()
+                    w_max = self._largest(weight)
+                    matrix = weight.flatten(1).clamp(-w_max, w_max)
+                    params[name] = self.perturbed(matrix, w_max, rng).view(weight.shape)
+                return params
 
-        estimate = self.inner.estimate(circuit, read_perturbed, x, target, memory)
-        memory["perturbation"] = rng.get_state()
-        return estimate
+            return self.inner.estimate(circuit, read_perturbed, x, target, memory)
 
     def _largest(self, weight: Tensor) -> Tensor:
         """A 0-d tensor: asking for the number would stall a GPU's queue."""

@@ -10,6 +10,7 @@ import torch
 from circuits import EnergyCircuit, Equilibrium, Params
 from circuits.periphery import Converter
 from mep_sim.optimizers.strategies.ep import EPGradient, Phase
+from mep_sim.optimizers.strategies.gradient import remembered
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,9 @@ class SampledEPGradient(EPGradient):
             )
 
     def combine(self, circuit: EnergyCircuit, free: Equilibrium, phases: list[Phase], memory: dict) -> Params:
-        rng = torch.Generator(free.state.device).manual_seed(self.adc_seed)
-        if "adc" in memory:
-            rng.set_state(memory["adc"].cpu())
-        seen = dataclasses.replace(free, state=self.adc.convert(free.state, rng))
-        sampled = [self._sampled(phase, free, seen, rng) for phase in phases]
-        memory["adc"] = rng.get_state()
+        with remembered(memory, "adc", self.adc_seed, free.state.device) as rng:
+            seen = dataclasses.replace(free, state=self.adc.convert(free.state, rng))
+            sampled = [self._sampled(phase, free, seen, rng) for phase in phases]
         return super().combine(circuit, seen, sampled, memory)
 
     def _sampled(self, phase: Phase, free: Equilibrium, seen: Equilibrium, rng: torch.Generator) -> Phase:
