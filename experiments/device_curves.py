@@ -18,7 +18,7 @@ from devices import Device
 from experiments.common import Options, console, generator, launch
 from experiments.figures import figure
 
-CELLS, MOST_PULSES, POINTS = 200, 2000, 120
+CELLS, MOST_PULSES, POINTS = 200, 20_000, 120
 DOWN, UP, BAND = "tab:red", "tab:blue", 0.2
 
 
