@@ -152,8 +152,10 @@ def _log_softmax(output: Tensor) -> Tensor:
 _COSTS = {"mse": SquaredError(), "cross_entropy": CrossEntropy()}
 
 
-def cost(name: str) -> Cost:
-    """The cost called "mse" or "cross_entropy"."""
+def cost(name: str | Cost) -> Cost:
+    """The cost called "mse" or "cross_entropy"; a Cost is its own name."""
+    if isinstance(name, Cost):
+        return name
     if name not in _COSTS:
         raise ValueError(f"unknown cost {name!r}; choose one of {', '.join(sorted(_COSTS))}")
     return _COSTS[name]
