@@ -51,17 +51,68 @@ def test_autograd_is_the_gradient_of_the_mean_cost_and_leaves_grad_alone(name):
     assert_same(found, {n: p.grad for n, p in model.named_parameters()})
 
 
-@pytest.mark.parametrize("chunk_size", [1, 3, 100])
-def test_squares_are_those_of_a_loop_over_samples(chunk_size):
-    gradients, (x, y) = Autograd(network(), chunk_size=chunk_size), task()
+class Twice(nn.Module):
+    """One layer met twice, and a residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(x + self.inner(torch.tanh(self.inner(x))))
+
+
+def frozen() -> nn.Sequential:
+    model = network()
+    model[0].requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    return model
+
+
+def tied() -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 3))
+    model[2].weight = model[0].weight
+    return model
+
+
+MODELS = {  # by factors where all that learns is in layers met once, else sample by sample
+    "dense": (network, True),
+    "one layer": (lambda: nn.Linear(4, 3), True),
+    "in place, no bias": (
+        lambda: nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(inplace=True), nn.Linear(6, 3)),
+        True,
+    ),
+    "frozen": (frozen, True),
+    "met twice": (Twice, False),
+    "tied": (tied, False),
+    "norm": (lambda: network(0, nn.LayerNorm(6)), False),
+    "convolution": (
+        lambda: nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 2, 2), nn.Flatten(), nn.Linear(6, 3)),
+        False,
+    ),
+    "positions": (
+        lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Linear(2, 3), nn.Flatten(), nn.Linear(6, 3)),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "dense"), MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("chunk_size", [3, 100])
+def test_squares_are_those_of_a_loop_over_samples(make, dense, chunk_size, monkeypatch):
+    gradients, (x, y) = Autograd(make().double(), chunk_size=chunk_size), task()
     weight = torch.rand(len(x), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     each = [gradients.gradient(x[i : i + 1], y[i : i + 1]) for i in range(len(x))]
+    if dense:
+        monkeypatch.setattr("mep_sim.baselines.samples._by_vmap", None)
     for w in (None, weight):
         factor = torch.ones(len(x)) if w is None else w
         expected = {
             n: sum(f * g[n].square() for f, g in zip(factor, each, strict=True)) / len(x) for n in each[0]
         }
-        assert_same(gradients.squares(x, y, w), expected)
+        found = gradients.squares(x, y, w)
+        assert found.keys() == expected.keys()
+        assert_same(found, expected)
 
 
 def test_what_does_not_learn_has_no_gradient():

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call
 
 from circuits import FeedforwardCircuit, Params
 from circuits import cost as cost_of
 from circuits.costs import Cost
+from mep_sim.baselines.samples import summed_squares
 from mep_sim.optimizers import BackpropGradient, CompositeOptimizer, Estimate, GradientStrategy
 from mep_sim.optimizers.strategies.update import check_count
 from mep_sim.settling import Sweep, settle
@@ -79,21 +80,18 @@ class Autograd(Gradients):
             found = torch.autograd.grad(output, list(params.values()), pull, materialize_grads=True)
         return dict(zip(params, found, strict=True))
 
+    @torch.no_grad()
     def squares(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
         self._check_samples_are_apart()
-        params = {name: p.detach() for name, p in self.parameters.items()}
-
-        def pulled(params: Params, sample: Tensor, pull: Tensor) -> Tensor:
-            return (functional_call(self.model, params, (sample[None],))[0] * pull).sum()
-
-        of_each = vmap(grad(pulled), in_dims=(None, 0, 0))
+        params = self.parameters
         totals = {name: torch.zeros_like(p) for name, p in params.items()}
         for start in range(0, len(x), self.chunk_size):
             part = slice(start, start + self.chunk_size)
             pull = self._pull(self.outputs(x[part]), y[part])
             share = pull.new_ones(len(pull)) if weight is None else weight[part].to(pull)
-            for name, g in of_each(params, x[part], pull).items():
-                totals[name] += torch.tensordot(share, g.square(), 1)
+            found = summed_squares(self.model, params, x[part], pull, share)
+            for name, total in totals.items():
+                total += found[name]
         return {name: total / len(x) for name, total in totals.items()}
 
     @torch.no_grad()
