@@ -5,6 +5,7 @@ from circuits.costs import Cost, CrossEntropy, SquaredError, cost
 from circuits.feedforward import FeedforwardCircuit
 from circuits.feedforward_system import FeedforwardSystem
 from circuits.hopfield import HopfieldCircuit, HopfieldSystem
+from circuits.masked_cost import MaskedCrossEntropy
 from circuits.residual import Residual
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "HopfieldCircuit",
     "HopfieldSystem",
     "Layout",
+    "MaskedCrossEntropy",
     "Nudge",
     "Params",
     "Residual",

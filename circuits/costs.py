@@ -104,10 +104,16 @@ class CrossEntropy(Cost):
         return is_class
 
     def value(self, output: Tensor, target: Tensor) -> Tensor:
-        return -(target * _log_softmax(output)).sum(1)
+        return -(target * self._log_probabilities(output)).sum(1)
 
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
-        return self._gradient(_softmax(output), target)
+        return self._gradient(self._probabilities(output), target)
+
+    def _probabilities(self, output: Tensor) -> Tensor:
+        return _softmax(output)
+
+    def _log_probabilities(self, output: Tensor) -> Tensor:
+        return _log_softmax(output)
 
     @staticmethod
     def _gradient(p: Tensor, target: Tensor) -> Tensor:
@@ -124,7 +130,7 @@ class CrossEntropy(Cost):
             return pull - beta * self.gradient(origin + guess, target)
         d = guess
         for _ in range(7 if abs(beta) <= 1 else 15):
-            p = _softmax(origin + d)
+            p = self._probabilities(origin + d)
             miss = d - pull + beta * self._gradient(p, target)
             # Newton: (I + beta (diag p - p p')) step = miss, by Sherman-Morrison
             diagonal = 1 + beta * p
@@ -153,7 +159,7 @@ _COSTS = {"mse": SquaredError(), "cross_entropy": CrossEntropy()}
 
 
 def cost(name: str | Cost) -> Cost:
-    """The cost called "mse" or "cross_entropy"; a Cost is its own name."""
+    """The cost called "mse" or "cross_entropy"; a cost is returned as it is."""
     if isinstance(name, Cost):
         return name
     if name not in _COSTS:

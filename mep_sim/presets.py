@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from torch import nn
 
+from circuits import Cost
 from circuits.chip import Chip
 from mep_sim.optimizers import (
     AutoBeta,
@@ -39,10 +40,10 @@ GRADIENTS = {"ep": EPGradient, "backprop": BackpropGradient}
 
 
 class Settings(TypedDict, total=False):
-    """Keywords of every preset: loss_type "cross_entropy" (the default) or "mse"; the others as in
+    """Keywords of every preset: loss_type "cross_entropy" (the default), "mse" or a cost; the others as in
     `CompositeOptimizer`."""
 
-    loss_type: str
+    loss_type: str | Cost
     clip_norm: float | None
     chip: Chip | None
 

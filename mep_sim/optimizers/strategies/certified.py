@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from circuits import EnergyCircuit, FeedforwardCircuit, HopfieldCircuit, cost
+from circuits import Cost, EnergyCircuit, FeedforwardCircuit, HopfieldCircuit, cost
 from circuits.norms import chain_bound, spectral_norm
 from mep_sim.optimizers.strategies.constraint import ConstraintStrategy, clip_singular_values
 
@@ -30,7 +30,7 @@ class CertifiedConstraint(ConstraintStrategy):
 
     gamma: float = 0.95
     beta: float = 0.1
-    loss_type: str = "cross_entropy"
+    loss_type: str | Cost = "cross_entropy"
 
     def __post_init__(self) -> None:
         if not 0 < self.gamma < 1:

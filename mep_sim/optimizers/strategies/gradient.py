@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from circuits import EnergyCircuit, Equilibrium, Params, cost
+from circuits import Cost, EnergyCircuit, Equilibrium, Params, cost
 from circuits.base import Pairs
 
 
@@ -38,9 +38,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class GradientStrategy(ABC):
-    """`loss_type`: "cross_entropy" or "mse" (1/2 |o - y|^2)."""
+    """`loss_type`: "cross_entropy", "mse" (1/2 |o - y|^2), or a cost."""
 
-    loss_type: str = "cross_entropy"
+    loss_type: str | Cost = "cross_entropy"
 
     def __post_init__(self) -> None:
         cost(self.loss_type)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circuits import EnergyCircuit, Params
+from circuits import Cost, EnergyCircuit, Params
 from circuits.crossbar import Crossbar
 from circuits.mapping import Mapping, default_mapping
 from devices import Device
@@ -31,7 +31,7 @@ class PerturbedWeights(GradientStrategy):
     the draws.
     """
 
-    loss_type: str = dataclasses.field(default="cross_entropy", init=False)  # that of inner
+    loss_type: str | Cost = dataclasses.field(default="cross_entropy", init=False)  # that of inner
     inner: GradientStrategy = dataclasses.field(default_factory=BackpropGradient)
     w_range: float | None = dataclasses.field(default=5.0, kw_only=True)
     seed: int = dataclasses.field(default=0, kw_only=True)

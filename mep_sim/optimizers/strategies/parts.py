@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circuits import EnergyCircuit, Equilibrium, Params
+from circuits import Cost, EnergyCircuit, Equilibrium, Params
 from mep_sim.optimizers.strategies.gradient import Estimate, GradientStrategy
 
 
@@ -25,7 +25,7 @@ class InParts(GradientStrategy):
     `inner`, and not given.
     """
 
-    loss_type: str = dataclasses.field(init=False)
+    loss_type: str | Cost = dataclasses.field(init=False)
     inner: GradientStrategy
     parts: int
 
