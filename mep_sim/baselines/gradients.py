@@ -155,13 +155,12 @@ class ByOptimizer(Gradients):
             x = circuit.check_input(x, read())  # a chip's Parameters mirror this read
             found = Autograd(circuit, self.cost).squares(x, y, weight)
         else:
-            estimate = self._estimate(x, y)
-            if estimate.squares is None:
+            found = self._estimate(x, y).squares(weight)
+            if found is None:
                 raise ValueError(
                     f"{type(self.optimizer.gradient).__name__} gives no gradients sample by sample; use EPGradient "
                     "(its one_sweep is backprop), or Autograd in place of ByOptimizer"
                 )
-            found = estimate.squares(weight)
         return {name: found[name] for name in self.parameters}
 
     @torch.no_grad()

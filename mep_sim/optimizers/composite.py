@@ -1,4 +1,5 @@
-"""`CompositeOptimizer`: gradient, feedback, update, constraint and write, composed into one torch optimizer."""
+"""`CompositeOptimizer`: gradient, feedback, update, consolidation, constraint and write, composed into one torch
+optimizer."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from circuits import EnergyCircuit, FeedforwardCircuit
 from circuits.base import Pairs
 from circuits.chip import Chip
+from mep_sim.optimizers.strategies.consolidation import ConsolidationStrategy, Evidence, NoConsolidation
 from mep_sim.optimizers.strategies.constraint import ConstraintStrategy, NoConstraint, module_of
 from mep_sim.optimizers.strategies.exact import BackpropGradient
 from mep_sim.optimizers.strategies.feedback import (
@@ -34,13 +36,14 @@ class CompositeOptimizer(torch.optim.Optimizer):
     `optimizer.step(x=x, target=y)` learns by EP, and `loss.backward(); optimizer.step()` uses the same update on a
     gradient of one's own in `.grad`. With a `chip`, what reaches a weight on the array is what its pulses write;
     `write_feedback` sees to the rest. Where a chip learns by pulse trains, its weights take plain steps of -lr times
-    the gradient, sample by sample: no `feedback`, `constraint` or `clip_norm` comes in between.
+    the gradient, sample by sample: no `feedback`, `consolidation`, `constraint` or `clip_norm` comes in between.
 
     params: parameters, or groups of them, each with an `lr` and an `update` of its own if it likes, and a `role` where
     there is no model to tell it (see `role`): "embedding" for the tables of `loss.backward()` training. lr > 0.
     model: the circuit, or an nn.Sequential to make a FeedforwardCircuit of; needed for step(x=, target=).
-    clip_norm: the largest norm of the gradient over all parameters, > 0; None leaves it. The last `Estimate` is kept in
-    `.estimate`; `state_dict` holds what runs (also `memory`, the gradient strategy's), not the strategies' settings.
+    clip_norm: the largest norm of the gradient over all parameters, > 0; None leaves it. consolidation: protects what
+    has been learned (see `strategies.consolidation`). The last `Estimate` is kept in `.estimate`; `state_dict` holds
+    what runs (also `memory`, of gradient and consolidation), not the strategies' settings.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
         write_feedback: WriteFeedback | None = None,
         *,
         clip_norm: float | None = None,
+        consolidation: ConsolidationStrategy | None = None,
     ):
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm = {clip_norm}; choose a norm > 0, such as 1, or None")
@@ -63,6 +67,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
         self.update = update or PlainUpdate()
         self.constraint = constraint or NoConstraint()
         self.clip_norm = clip_norm
+        self.consolidation = consolidation or NoConsolidation()
         self.chip = chip
         self.feedback = feedback or (NoFeedback() if self._has_trains else ErrorFeedback())
         self.write_feedback = write_feedback or (NoWriteFeedback() if self._has_trains else WriteResidual())
@@ -72,6 +77,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
             self.write_feedback.check(chip)
         self.circuit = _circuit_of(model, chip)
         self.constraint.check(self.circuit)
+        self.consolidation.check(self.circuit)
         is_exact = isinstance(self.gradient, BackpropGradient)
         if not is_exact and self.circuit is not None:
             dtype = self.circuit.dtype(self.circuit.params())
@@ -80,6 +86,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
         self.memory: dict = {}
         self.estimate: Estimate | None = None
         self._factors: dict[str, Pairs] = {}  # of the last gradient, where the chip learns by trains
+        self._evidence: Evidence | None = None  # of the last gradient
         self._updates: list[UpdateStrategy] = []  # of the groups
         self._named: dict[str, nn.Parameter] = {}  # the parameters by the circuit's names
         self._roles: dict[str, str] = {}
@@ -136,6 +143,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
             "feedback": NoFeedback(),
             "write_feedback": NoWriteFeedback(),
             "constraint": NoConstraint(),
+            "consolidation": NoConsolidation(),
         }
         for name, value in {**allowed, "clip_norm": None}.items():
             if (given := getattr(self, name)) != value:
@@ -178,17 +186,30 @@ class CompositeOptimizer(torch.optim.Optimizer):
         read = self.circuit.params if self.chip is None else self.chip.read
         x = x if self.chip is None else self.chip.drive(x)
         estimate = self.gradient.estimate(self.circuit, read, x, target, memory=self.memory)
+        learning = {name: g for name, g in estimate.gradient.items() if self._learns(name)}
+        factors = self._factors_of(estimate)
         if self._has_trains:
-            if estimate.factors is None:
-                raise ValueError(
-                    f"{type(self.gradient).__name__} gives no factors for pulse trains; use EPGradient (its "
-                    "one_sweep is backprop)"
-                )
-            self._factors = estimate.factors()
+            self._factors = factors
+        self._evidence = Evidence(learning, estimate.loss, len(estimate.output), factors)
         self.estimate = dataclasses.replace(estimate, factors=None)  # or the system would live on
         for name, p in self._named.items():
-            p.grad = self.estimate.gradient.get(name) if p.requires_grad else None
+            p.grad = learning.get(name)
         return self.estimate
+
+    def _learns(self, name: str) -> bool:
+        return name in self._named and self._named[name].requires_grad
+
+    def _factors_of(self, estimate: Estimate) -> dict[str, Pairs] | None:
+        """What single samples say, where somebody wants to know."""
+        wanting = self.chip if self._has_trains else self.consolidation
+        if not (self._has_trains or self.consolidation.needs_factors):
+            return None
+        if estimate.factors is None:
+            raise ValueError(
+                f"{type(self.gradient).__name__} gives no factors of single samples, which "
+                f"{type(wanting).__name__} needs; use EPGradient (its one_sweep is backprop)"
+            )
+        return estimate.factors()
 
     @torch.no_grad()
     def step(
@@ -203,6 +224,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
         A batch leaves no `.grad` behind (its gradient is in `.estimate`): a later backward() would add to it.
         """
         loss = self._gather(closure, x, target)
+        self._consolidate(loss)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._named.values(), self.clip_norm)
         proposed = self._propose()
@@ -259,11 +281,28 @@ class CompositeOptimizer(torch.optim.Optimizer):
                     f"the gradient of {name} has NaN or infinite entries; check the data, or lower lr"
                 )
 
+    def _consolidate(self, loss: Tensor | None) -> None:
+        """Show the raw gradient to the synapses, and learn from what they make of it."""
+        evidence, self._evidence = self._evidence, None
+        if evidence is None:
+            gradient = {name: p.grad for name, p in self._named.items() if p.grad is not None}
+            evidence = Evidence(gradient, None if loss is None else torch.as_tensor(loss))
+        states = self._states
+        weights = {name: self._named[name] for name in states}
+        self.consolidation.observe(evidence, weights, states, self.memory)
+        for name, g in self.consolidation.contrast(evidence, states).items():
+            if g is not evidence.gradient[name]:
+                self._named[name].grad = g
+
+    @property
+    def _states(self) -> dict[str, dict]:
+        return {name: self.state[p] for name, p in self._named.items() if p.grad is not None}
+
     def _propose(self) -> dict[str, Tensor]:
         """Where every parameter with a gradient should go, by name."""
         groups = zip(self.param_groups, self._updates, strict=True)
         options = {p: (group["lr"], update) for group, update in groups for p in group["params"]}
-        proposed = {}
+        proposed, rates = {}, {}
         for name, p in self._named.items():
             if p.grad is None or self._by_trains(name):
                 continue
@@ -275,8 +314,10 @@ class CompositeOptimizer(torch.optim.Optimizer):
                 signal = self.feedback.signal(p.grad, state)
                 direction, kept = rule.direction(signal, state, p)
                 self.feedback.keep(signal, kept, state)
-            proposed[name] = torch.sub(p, direction, alpha=lr)
-        return proposed
+            soft = self.consolidation.plasticity(state)
+            proposed[name] = torch.sub(p, direction if soft is None else soft * direction, alpha=lr)
+            rates[name] = lr
+        return self.consolidation.pulled(proposed, rates, self._states, self.memory)
 
     def _write(self, weights: dict[str, Tensor]) -> None:
         wanted = {}
@@ -330,10 +371,11 @@ class CompositeOptimizer(torch.optim.Optimizer):
             "feedback",
             "write_feedback",
             "clip_norm",
+            "consolidation",
             "chip",
             "circuit",
         )
-        running = ("memory", "estimate", "_factors", "_updates", "_named", "_roles")
+        running = ("memory", "estimate", "_factors", "_evidence", "_updates", "_named", "_roles")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in (*own, *running)}}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from circuits import Cost, EnergyCircuit, Equilibrium, Params, cost
 from circuits.base import Pairs
+from mep_sim.optimizers.strategies.layers import mean_squares
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Estimate:
     equilibria (none for backprop); energy_gap: mean over samples and phases of (E_nudged - E_free) / beta,
     the cost as the energies see it, a 0-d tensor; beta: the nudging strength really used, with its sign
     where only one was, nan without a nudge. factors: gives, by name of a weight matrix, `Pairs` whose products add up
-    to B times its gradient; None where the estimate is no sum over samples.
+    to B times its gradient, and whose posts alone to B times that of its bias; None where the estimate is no sum over
+    samples.
     """
 
     gradient: Params
@@ -34,6 +36,14 @@ class Estimate:
     energy_gap: Tensor | None = None
     beta: float = math.nan
     factors: Callable[[], dict[str, Pairs]] | None = field(default=None, repr=False)
+
+    def squares(self, share: Tensor | None = None) -> dict[str, Tensor] | None:
+        """`layers.mean_squares` of these samples; None where `factors` is."""
+        return (
+            None
+            if self.factors is None
+            else mean_squares(self.factors(), self.gradient, len(self.output), share)
+        )
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from circuits import EnergyCircuit, Equilibrium, FeedforwardCircuit, Params
 from mep_sim.optimizers.strategies.ep import EPGradient, Phase
+from mep_sim.optimizers.strategies.layers import joined, joined_pairs, parted
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class NaturalGradient(EPGradient):
             self._invert(circuit, memory)
         natural, length = {}, 0.0
         for weight in circuit.weights:
-            g = _joined(plain, weight)
+            g = joined(plain, weight)
             v = memory[f"{weight} inverse G"] @ g @ memory[f"{weight} inverse A"]
             length = length + (v * g).sum()  # v'Fv, as v = F^-1 g
-            natural |= _parted(v, plain, weight)
+            natural |= parted(v, plain, weight)
         shrink = (self.radius / length.sqrt()).clamp(max=1)
         return plain | {name: shrink * v for name, v in natural.items()}
 
@@ -78,9 +78,7 @@ class NaturalGradient(EPGradient):
         keep = min(self.decay, step / (step + 1))  # at first the plain mean over all steps
         signals = [phase.system.signals(phase.at) for phase in phases]
         for weight in signals[0]:
-            pairs = [s[weight] for s in signals]
-            if _bias(weight) in plain:
-                pairs = [(post, F.pad(pre, (0, 1), value=1.0)) for post, pre in pairs]
+            pairs = joined_pairs({weight: [s[weight] for s in signals]}, plain, weight)
             batch = len(phases[0].at.state)
             now = {
                 f"{weight} A": self.average([pre.T @ pre / batch for _, pre in pairs]),
@@ -108,21 +106,3 @@ def _inverse(factor: Tensor, damping: Tensor) -> Tensor:
             "raise damping"
         )
     return torch.cholesky_inverse(cholesky)
-
-
-def _bias(weight: str) -> str:
-    return weight.removesuffix("weight") + "bias"
-
-
-def _joined(gradient: Params, weight: str) -> Tensor:
-    """[dW, db] of a layer, (n_out, n_in + 1), or dW alone, (n_out, n_in)."""
-    g = gradient[weight].flatten(1)
-    bias = gradient.get(_bias(weight))
-    return g if bias is None else torch.cat([g, bias[:, None]], 1)
-
-
-def _parted(joined: Tensor, like: Params, weight: str) -> dict[str, Tensor]:
-    """The parameters of a layer from [W, b]."""
-    n_in = like[weight][0].numel()
-    parts = {weight: joined[:, :n_in].reshape(like[weight].shape)}
-    return parts | ({_bias(weight): joined[:, n_in]} if joined.shape[1] > n_in else {})
