@@ -57,5 +57,6 @@ class MaskedCrossEntropy(CrossEntropy):
     def _index(self, output: Tensor) -> Tensor:
         """`classes` on the output's device; made anew, it would stall a GPU's queue."""
         if output.device not in self._indices:
-            self._indices[output.device] = torch.tensor(self.classes, device=output.device)
+            with torch.inference_mode(False):  # for training to use it too
+                self._indices[output.device] = torch.tensor(self.classes, device=output.device)
         return self._indices[output.device]
