@@ -334,3 +334,12 @@ def test_ep_of_a_hopfield_network_with_a_mask_tends_to_the_exact_gradient(rng):
     exact = ImplicitGradient(c, Sweep(1e-13), 1e-10).estimate(circuit, lambda: params, x, y).gradient
     for name, g in exact.items():
         assert torch.allclose(found[name], g, rtol=1e-4, atol=1e-6)
+
+
+def test_a_masked_cost_evaluated_in_inference_mode_still_trains():
+    c, o = MaskedCrossEntropy((0, 2)), torch.zeros(1, 3, requires_grad=True)
+    target = torch.tensor([[0.0, 0.0, 1.0]])
+    with torch.inference_mode():
+        c.value(o, target)
+    c.value(o, target).sum().backward()
+    assert o.grad.tolist() == [[0.5, 0.0, -0.5]]
