@@ -89,11 +89,22 @@ def tabulate(
     """
     folder = options.folder(name)
     results = compute(folder, rows, train, options, score)
-    table = [_summarise(row, rows[row].reference, results, columns, score) for row in rows]
+    table = summarised(rows, results, columns, score)
     (folder / "results.json").write_text(json.dumps(table, indent=1))
-    title = titled(results, options)
-    print_table(title, table, {**dict.fromkeys(("row", f"{score} %", "difference", "to"), ""), **columns})
+    show(titled(results, options), table, columns, score)
     return table
+
+
+def summarised(
+    rows: Mapping[str, Row], results: Mapping[str, list[Result]], columns: Mapping[str, str], score: str
+) -> list[dict[str, object]]:
+    """The rows of the table: scores in per cent with their interval, differences paired by seed, means of `columns`."""
+    return [_summarise(name, row.reference, results, columns, score) for name, row in rows.items()]
+
+
+def show(title: str, table: list[dict[str, object]], columns: Mapping[str, str], score: str) -> None:
+    """Print what `summarised` gives."""
+    print_table(title, table, {**dict.fromkeys(("row", f"{score} %", "difference", "to"), ""), **columns})
 
 
 def compute(

@@ -83,6 +83,10 @@ class ConsolidationStrategy(ABC):
         """Where the parameters go instead of where steps of these learning rates would bring them."""
         return proposed
 
+    def held(self, state: dict) -> Tensor | None:
+        """How firmly each synapse of a weight holds, >= 0, for people to look at; None: not at all, so far."""
+        return None
+
 
 @dataclass(frozen=True)
 class NoConsolidation(ConsolidationStrategy):
@@ -133,3 +137,6 @@ class PrecisionConsolidation(ConsolidationStrategy):
 
     def plasticity(self, state: dict) -> Tensor | None:
         return state["precision"].reciprocal() if "precision" in state else None
+
+    def held(self, state: dict) -> Tensor | None:
+        return state["precision"] / self.sigma**2 if "precision" in state else None

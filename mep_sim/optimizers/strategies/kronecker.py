@@ -106,6 +106,14 @@ class KroneckerConsolidation(GatedConsolidation):
                 found |= parted(state["anchor"] + away, proposed, weight)
         return found
 
+    def held(self, state: dict) -> Tensor | None:
+        if "anchor" not in state:
+            return None
+        left, right = (
+            (state[f"{side} vectors"].square() * state[f"{side} values"]).sum(1) for side in "GA"
+        )
+        return torch.outer(left, right)
+
 
 def _one_pair(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Errors and activities where phases differ in the latter: the sum of errors, the mean of activities."""

@@ -126,6 +126,9 @@ class SynapticConsolidation(GatedConsolidation):
         k = lr * self.strength * state["importance"]
         return torch.addcmul(weight, k, state["anchor"]) / (1 + k)
 
+    def held(self, state: dict) -> Tensor | None:
+        return state.get("importance")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SurpriseGated(SynapticConsolidation):
