@@ -1,8 +1,9 @@
 """Who learns task after task and forgets the least: EWC and its peers beside local rules that know of no task.
 
-Streams of MNIST (digits offline): a permutation of the pixels per task, a gradual turn, or class after class. Every row learns the same samples in the same order from the same initial weights, seed by seed. Settings were chosen by
-a grid search, as large for each method, on a validation split; `--tune` does it again. The run folder holds
-results.json (grid and choices too), every run's accuracy matrix, and pictures.
+Streams of MNIST (digits offline): a permutation of the pixels per task, a gradual turn, or class after class. Every row
+learns the same samples in the same order from the same initial weights, seed by seed. Settings were chosen by a grid
+search, as large for each method, on a validation split; `--tune` does it again. The run folder holds results.json (with
+grid, choices and accuracy matrices) and pictures.
 """
 
 from __future__ import annotations
@@ -194,14 +195,14 @@ def _judged(found: Result, joint: bool) -> Result:
 
 def _keep_importance(path: Path, optimizer: CompositeOptimizer) -> None:
     """How firmly each synapse holds, and the conductance of its first cell, by weight."""
+    weights = {name: optimizer.circuit.get_parameter(name) for name in optimizer.chip.crossbars}
+    held = {name: optimizer.consolidation.held(optimizer.state[p]) for name, p in weights.items()}
+    if any(importance is None for importance in held.values()):  # nothing has been consolidated
+        return
     with h5py.File(path, "w") as file:
         for name, array in optimizer.chip.crossbars.items():
-            held = optimizer.consolidation.held(optimizer.state[optimizer.circuit.get_parameter(name)])
-            if held is None:  # nothing has surprised it
-                return
             group = file.create_group(name)
-            shown = held[:, : array.shape[1]]  # of [W, b], the weights
-            group["importance"] = shown.cpu().numpy()
+            group["importance"] = held[name][:, : array.shape[1]].cpu().numpy()  # of [W, b], the weights
             group["conductance"] = next(iter(array.cells.values())).conductance.cpu().numpy()
             group["conductance"].attrs["units"] = "S"
 
@@ -274,9 +275,9 @@ COLUMNS = {
     "needs": "",
     "numbers/weight": ".1f",
     "stored": ".0f",
-    "pulses/cell": ".1f",
     "seconds": ".0f",
 }
+ALSO = ("pulses/cell", "surprises")  # kept in results.json, for want of room
 PERCENT = ("forgetting", "learning", "backward", "forward")
 
 
@@ -304,9 +305,8 @@ def tuned(config: ContinualConfig, names: Sequence[str]) -> tuple[dict[str, int]
             }
             for k, (method, score) in enumerate(zip(GRIDS[name], scores, strict=True))
         ]
-        console.print(
-            f"{name}: {scores[chosen[name]]:.2%} at place {chosen[name]} of {np.round(100 * np.array(scores), 2)}"
-        )
+        listed = ", ".join(f"{score:.2%}" for score in scores)
+        console.print(f"{name}: place {chosen[name]} of {listed}", soft_wrap=True)
     return chosen, tried
 
 
@@ -329,9 +329,7 @@ def run(config: ContinualConfig) -> list[dict[str, object]]:
         cells = results[line["row"]]
         line["needs"] = rows[line["row"]].method.needs
         line |= {f"{name} %": 100 * fmean(cell[name] for cell in cells) for name in PERCENT}
-        line |= {
-            name: fmean(cell[name] for cell in cells) for name in (*COLUMNS, "surprises") if name in cells[0]
-        }
+        line |= {name: fmean(cell[name] for cell in cells) for name in (*COLUMNS, *ALSO) if name in cells[0]}
         line["matrices"] = [cell["rows"] for cell in cells]
     kept = {"table": table, "chosen": chosen, "grid": tried, "stream": dataclasses.asdict(stream)}
     (config.out / "results.json").write_text(json.dumps(kept, indent=1))

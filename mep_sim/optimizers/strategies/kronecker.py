@@ -109,9 +109,7 @@ class KroneckerConsolidation(GatedConsolidation):
     def held(self, state: dict) -> Tensor | None:
         if "anchor" not in state:
             return None
-        left, right = (
-            (state[f"{side} vectors"].square() * state[f"{side} values"]).sum(1) for side in "GA"
-        )
+        left, right = ((state[f"{side} vectors"].square() * state[f"{side} values"]).sum(1) for side in "GA")
         return torch.outer(left, right)
 
 
