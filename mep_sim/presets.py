@@ -18,6 +18,7 @@ from mep_sim.optimizers import (
     AutoBeta,
     BackpropGradient,
     CompositeOptimizer,
+    ConsolidationStrategy,
     ConstraintStrategy,
     DionUpdate,
     EPGradient,
@@ -45,6 +46,7 @@ class Settings(TypedDict, total=False):
 
     loss_type: str | Cost
     clip_norm: float | None
+    consolidation: ConsolidationStrategy | None
     chip: Chip | None
 
 
@@ -209,7 +211,9 @@ def _compose(
 ) -> CompositeOptimizer:
     if unknown := settings.keys() - EPSettings.__annotations__.keys():
         raise TypeError(f"this preset has no setting {', '.join(sorted(unknown))}; see its help()")
-    options = {name: settings.pop(name) for name in ("chip", "clip_norm") if name in settings}
+    options = {
+        name: settings.pop(name) for name in ("chip", "clip_norm", "consolidation") if name in settings
+    }
     phases = settings.keys() - Settings.__annotations__.keys()
     if gradient is BackpropGradient and phases:
         raise ValueError(

@@ -36,8 +36,8 @@ def test_every_method_runs_and_can_be_resumed(tmp_path, monkeypatch):
 
 
 def test_importance_of_cells_is_kept_with_their_conductances(tmp_path):
-    run(replace(SMALL, out=tmp_path, rows=("EP, precision, on cells",)))
-    with h5py.File(tmp_path / "importance-EP__precision__on_cells.h5") as file:
+    run(replace(SMALL, out=tmp_path, rows=("EP, auto-EWC, on cells",)))
+    with h5py.File(tmp_path / "importance-EP__auto_EWC__on_cells.h5") as file:
         assert list(file) == ["model.0.weight", "model.2.weight"] or len(file) == 2
         for group in file.values():
             importance, conductance = group["importance"][:], group["conductance"]

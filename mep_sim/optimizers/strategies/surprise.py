@@ -132,7 +132,7 @@ class SynapticConsolidation(GatedConsolidation):
 
 @dataclass(frozen=True, kw_only=True)
 class SurpriseGated(SynapticConsolidation):
-    """Importance by the squared contrast of each sample, squared signals multiplied: the empirical Fisher's diagonal."""
+    """Importance by each sample's squared contrast, squared signals multiplied: the empirical Fisher's diagonal."""
 
     @property
     def needs_factors(self) -> bool:
