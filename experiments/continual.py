@@ -24,7 +24,7 @@ import torch
 from circuits import FeedforwardCircuit, MaskedCrossEntropy
 from experiments import continual_figures
 from experiments.common import console, generator, launch
-from experiments.continual_methods import CHOSEN, GRIDS, Method, cheaply, methods
+from experiments.continual_methods import CHOSEN, GRIDS, Method, cheaply, methods, waiting
 from experiments.recording import slug
 from experiments.seeds import Result, SeedsOptions, compute, show, summarised, titled
 from experiments.tasks import Batch, Joint, Task, permuted, rotated, split
@@ -231,13 +231,23 @@ class ContinualConfig(SeedsOptions):
     """mnist, digits, or auto: MNIST where it can be had, else scikit-learn's digits."""
     tune: int | None = None
     """Choose every method's settings anew, with so many training samples (None: take the choices made before)."""
+    longest: int | None = None
+    """Steps after which the rules that wait for a surprise consolidate without one; None: they wait for ever. A gradual
+    drift surprises nobody."""
     quick: bool = False
     """The whole table in minutes: three tasks, one pass, one seed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("stream", self.stream, KINDS)
-        for name, least in (("tasks", 1), ("samples", 0), ("epochs", 1), ("batch_size", 1), ("tune", 1)):
+        for name, least in (
+            ("tasks", 1),
+            ("samples", 0),
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("tune", 1),
+            ("longest", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} = {value}; choose at least {least}")
@@ -254,6 +264,9 @@ class ContinualConfig(SeedsOptions):
             return self
         tasks = None if self.stream.startswith("split") else 3
         return replace(self, tasks=tasks, epochs=1, seeds=1)
+
+    def patient(self, method: Method) -> Method:
+        return method if self.longest is None else waiting(method, self.longest)
 
     def learned(self, samples: int | None) -> Stream:
         tasks = self.tasks or (5 if self.stream.startswith("split") else 10)
@@ -285,7 +298,7 @@ def tuned(config: ContinualConfig, names: Sequence[str]) -> tuple[dict[str, int]
     """The place in its grid where each of these methods has the best validation accuracy, and all that was tried."""
     stream = config.learned(config.tune)
     rows = {
-        f"{name}, {k}": Row(cheaply(method), stream, "validation")
+        f"{name}, {k}": Row(cheaply(config.patient(method)), stream, "validation")
         for name in names
         for k, method in enumerate(GRIDS[name])
     }
@@ -322,7 +335,7 @@ def run(config: ContinualConfig) -> list[dict[str, object]]:
         found, tried = tuned(config, [name for name in GRIDS if any(name in row for row in asked)])
         chosen |= found
         asked = config.chosen(methods(chosen))
-    rows = {name: Row(method, stream) for name, method in asked.items()}
+    rows = {name: Row(config.patient(method), stream) for name, method in asked.items()}
     results = compute(config.out / "runs", rows, train, config)
     table = summarised(rows, results, {}, "accuracy")
     for line in table:

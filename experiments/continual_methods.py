@@ -37,6 +37,7 @@ from mep_sim.optimizers import (
     SurpriseGated,
     UpdateStrategy,
 )
+from mep_sim.optimizers.strategies.surprise import GatedConsolidation
 from mep_sim.settling import Sweep
 
 EP = EPGradient(beta=0.03, solver=Sweep(1e-5))
@@ -188,6 +189,15 @@ CELL = "soft-bounds-6bit"
 def cheaply(method: Method) -> Method:
     """With the gradient that a converged EP one comes near: what EP methods are tuned with."""
     return replace(method, gradient=ONE_SWEEP) if method.gradient is EP else method
+
+
+def waiting(method: Method, longest: int) -> Method:
+    """With a consolidation that waits no more than so many steps for a surprise, where it waits for one."""
+    gated = method.consolidation
+    if not isinstance(gated, GatedConsolidation):
+        return method
+    surprise = replace(gated.surprise, longest=longest, refractory=min(longest, gated.surprise.refractory))
+    return replace(method, consolidation=replace(gated, surprise=surprise))
 
 
 def methods(chosen: Mapping[str, int]) -> dict[str, Method]:

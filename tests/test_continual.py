@@ -36,13 +36,14 @@ def test_every_method_runs_and_can_be_resumed(tmp_path, monkeypatch):
 
 
 def test_importance_of_cells_is_kept_with_their_conductances(tmp_path):
-    run(replace(SMALL, out=tmp_path, rows=("EP, auto-EWC, on cells",)))
+    run(replace(SMALL, out=tmp_path, longest=3, rows=("EP, auto-EWC, on cells",)))
     with h5py.File(tmp_path / "importance-EP__auto_EWC__on_cells.h5") as file:
-        assert list(file) == ["model.0.weight", "model.2.weight"] or len(file) == 2
+        assert len(file) == 2
         for group in file.values():
             importance, conductance = group["importance"][:], group["conductance"]
             assert importance.shape == conductance.shape
-            assert (importance > 0).all()
+            assert (importance >= 0).all()
+            assert importance.max() > 0
             assert conductance.attrs["units"] == "S"
             assert 0 < np.median(conductance[:]) < 1e-3
 
@@ -112,6 +113,7 @@ def test_ep_is_tuned_by_one_sweep_and_nothing_else_changes():
         ({"epochs": 0}, "epochs = 0; choose at least 1"),
         ({"batch_size": 0}, "batch_size = 0; choose at least 1"),
         ({"tune": 0}, "tune = 0; choose at least 1"),
+        ({"longest": 0}, "longest = 0; choose at least 1"),
         ({"hidden": ()}, "give at least one layer"),
     ],
 )
