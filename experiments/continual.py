@@ -9,6 +9,7 @@ grid, choices and accuracy matrices) and pictures.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -30,7 +31,7 @@ from experiments.seeds import Result, SeedsOptions, compute, show, summarised, t
 from experiments.tasks import Batch, Joint, Task, permuted, rotated, split
 from mep_sim.baselines import Baseline
 from mep_sim.continual import AccuracyMatrix
-from mep_sim.data import load
+from mep_sim.data import Dataset, load
 from mep_sim.metrics import metrics_of
 from mep_sim.optimizers import CompositeOptimizer
 from mep_sim.optimizers.strategies.update import check_choice
@@ -59,12 +60,17 @@ class Stream:
     def make(self, seed: int, device: str, part: str) -> tuple[list[Task], str]:
         """The tasks and what their images are; what is no validation run keeps none aside."""
         aside = None if part == "validation" else 0
-        data = load(self.dataset, samples=self.samples, validation=aside, seed=seed).to(device)
+        data = _images(self.dataset, self.samples, aside, seed).to(device)
         if self.kind == "permuted":
             return permuted(data, self.tasks, generator(seed + 100)), data.source
         if self.kind == "rotated":
             return rotated(data, self.tasks), data.source
         return split(data, self.tasks, self.kind.removeprefix("split_")), data.source
+
+
+@functools.lru_cache(maxsize=1)  # many runs of a process learn the same images
+def _images(dataset: str, samples: int | None, validation: int | None, seed: int) -> Dataset:
+    return load(dataset, samples=samples, validation=validation, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -219,7 +225,7 @@ class ContinualConfig(SeedsOptions):
     beginning can be told), split_class or split_task (the classes divided; the latter is told which are asked for)."""
     tasks: int | None = None
     """How many tasks; None takes 10, or 5 of a split."""
-    samples: int | None = 10_000
+    samples: int = 10_000
     """Training samples of each task, of a split stream of all; 0 takes all there are."""
     epochs: int = 3
     """Passes over each task."""
@@ -240,17 +246,12 @@ class ContinualConfig(SeedsOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("stream", self.stream, KINDS)
-        for name, least in (
-            ("tasks", 1),
-            ("samples", 0),
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("tune", 1),
-            ("longest", 1),
-        ):
+        if self.samples < 0:
+            raise ValueError(f"samples = {self.samples}; choose at least 1, or 0 for all there are")
+        for name in ("tasks", "epochs", "batch_size", "tune", "longest"):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} = {value}; choose at least {least}")
+            if value is not None and value < 1:
+                raise ValueError(f"{name} = {value}; choose at least 1")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden = {self.hidden}; give at least one layer of at least one unit")
 
