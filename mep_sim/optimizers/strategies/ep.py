@@ -178,10 +178,9 @@ class EPGradient(GradientStrategy):
             gap = self.average([phase.rise(energy).mean() for phase in phases])
             at = tuple(phase.at for phase in phases)
             self._warn_unsettled(free, *at)
-            # of a plain mean over phases
-            factors = (
-                partial(self._factors, free, phases) if type(self).combine is EPGradient.combine else None
-            )
+            own = type(self)
+            is_mean = own.combine is EPGradient.combine and own.average is EPGradient.average
+            factors = partial(self._factors, free, phases) if is_mean else None
             estimate = Estimate(gradient, loss, output, free, at, gap, phases[0].beta, factors)
         system.observe(free)
         return estimate
