@@ -44,7 +44,7 @@ class Surprise:
     def noticed(self, loss: Tensor, memory: dict) -> bool:
         """Whether this batch of mean cost `loss`, a 0-d tensor, begins something new; counts it."""
         cost, mean = float(loss), memory.get("mean cost")
-        since = memory.get("steps since surprise", 0) + 1
+        since = memory.get("steps since surprise", -1) + 1
         new = mean is not None and since > self.refractory and cost > self.ratio * mean
         new = new or (self.longest is not None and since > self.longest)
         memory["mean cost"] = cost if new or mean is None else mean + self.rate * (cost - mean)
