@@ -249,6 +249,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
         if x is not None:
             loss = self.compute_gradient(x, target).loss
         elif closure is not None:
+            self._evidence = None  # of another gradient
             with torch.enable_grad():
                 loss = closure()
         elif self._has_trains:
@@ -283,16 +284,28 @@ class CompositeOptimizer(torch.optim.Optimizer):
 
     def _consolidate(self, loss: Tensor | None) -> None:
         """Show the raw gradient to the synapses, and learn from what they make of it."""
+        gradient = {name: p.grad for name, p in self._named.items() if p.grad is not None}
         evidence, self._evidence = self._evidence, None
         if evidence is None:
-            gradient = {name: p.grad for name, p in self._named.items() if p.grad is not None}
-            evidence = Evidence(gradient, None if loss is None else torch.as_tensor(loss))
+            evidence = Evidence(gradient, None if loss is None else torch.as_tensor(loss).detach())
+        else:  # without what was taken out of `.grad` since
+            raw = {name: g for name, g in evidence.gradient.items() if name in gradient}
+            evidence = dataclasses.replace(evidence, gradient=raw)
+        if self.consolidation.needs_factors and evidence.factors is None:
+            raise ValueError(
+                f"{type(self.consolidation).__name__} learns from single samples, and `.grad` holds their mean: use "
+                "step(x=, target=), or AutoEWC"
+            )
         states = self._states
         weights = {name: self._named[name] for name in states}
         self.consolidation.observe(evidence, weights, states, self.memory)
-        for name, g in self.consolidation.contrast(evidence, states).items():
-            if g is not evidence.gradient[name]:
-                self._named[name].grad = g
+        for name, g in self.consolidation.contrast(gradient, states).items():
+            self._named[name].grad = g
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As of torch; what a batch told the synapses beside its gradient is forgotten with it."""
+        super().zero_grad(set_to_none)
+        self._evidence = None
 
     @property
     def _states(self) -> dict[str, dict]:

@@ -59,7 +59,7 @@ class ConsolidationStrategy(ABC):
         if circuit is None:
             raise ValueError(f"{type(self).__name__} learns from single samples: pass model=")
         covered = {name for weight in circuit.weights for name in (weight, bias_of(weight))}
-        if others := [name for name, _ in circuit.named_parameters() if name not in covered]:
+        if others := [n for n, p in circuit.named_parameters() if p.requires_grad and n not in covered]:
             raise ValueError(
                 f"{type(self).__name__} knows weights and biases of layers only, and {', '.join(others)} learn too: "
                 "use AutoEWC, or freeze them"
@@ -69,9 +69,9 @@ class ConsolidationStrategy(ABC):
     def observe(self, evidence: Evidence, weights: Params, states: States, memory: dict) -> None:
         """Take note of a batch at these weights, before the step."""
 
-    def contrast(self, evidence: Evidence, states: States) -> Params:
-        """The gradient to learn from."""
-        return evidence.gradient
+    def contrast(self, gradient: Params, states: States) -> Params:
+        """What to learn from in place of a gradient, which others may have changed since it was observed."""
+        return gradient
 
     def plasticity(self, state: dict) -> Tensor | None:
         """What the step of each synapse is multiplied by, in (0, 1]; None is 1."""

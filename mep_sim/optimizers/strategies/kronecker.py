@@ -12,7 +12,7 @@ from torch import Tensor
 from circuits import EnergyCircuit, FeedforwardCircuit, Params
 from circuits.base import Pairs
 from mep_sim.optimizers.strategies.consolidation import Evidence, States
-from mep_sim.optimizers.strategies.layers import joined, joined_pairs, parted
+from mep_sim.optimizers.strategies.layers import bias_of, joined, joined_pairs, parted
 from mep_sim.optimizers.strategies.surprise import GatedConsolidation
 
 
@@ -30,7 +30,8 @@ class KroneckerConsolidation(GatedConsolidation):
 
     A and G are correlations at a layer's own two ends, which a lateral array beside the crossbar can learn by outer
     products; their eigenvectors, needed once per surprise, are digital work: local to a layer, not to a synapse.
-    Feedforward circuits only. damping: > 0, in units of squared activities; None steers nothing.
+    Positions of a convolution add up in A and average in G (Grosse & Martens 2016). A bias is pulled at its weight's
+    learning rate. Feedforward circuits only. damping: > 0, in units of squared activities; None steers nothing.
     """
 
     strength: float = 10.0
@@ -62,9 +63,18 @@ class KroneckerConsolidation(GatedConsolidation):
             return
         keep = (1 - self.rate) ** self.stride
         for weight in evidence.factors:
+            if weight not in evidence.gradient:
+                if (bias := bias_of(weight)) in evidence.gradient:
+                    raise ValueError(
+                        f"{bias} learns and its weight does not: freeze both, or use SurpriseGated"
+                    )
+                continue
             post, pre = _one_pair(joined_pairs(evidence.factors, evidence.gradient, weight))
-            for name, rows in (("running A", pre), ("running G", post)):
-                now, state = rows.T @ rows / evidence.samples, states[weight]
+            state = states[weight]
+            for name, now in (
+                ("running A", pre.T @ pre / evidence.samples),
+                ("running G", post.T @ post / len(post)),
+            ):
                 past = state.get(name)
                 state[name] = (1 - keep) * now if past is None else now.lerp(past, keep)
 
@@ -84,13 +94,11 @@ class KroneckerConsolidation(GatedConsolidation):
                 vectors, seen = state["A vectors"], self.damping / (self.damping + state["A values"])
                 state["filter"] = (vectors * seen) @ vectors.T
 
-    def contrast(self, evidence: Evidence, states: States) -> Params:
-        steered = dict(evidence.gradient)
-        for weight in evidence.factors:
-            if "filter" in states[weight]:
-                pairs = joined_pairs(evidence.factors, evidence.gradient, weight)
-                layer = sum(post.T @ (pre @ states[weight]["filter"]) for post, pre in pairs)
-                steered |= parted(layer / evidence.samples, evidence.gradient, weight)
+    def contrast(self, gradient: Params, states: States) -> Params:
+        steered = dict(gradient)
+        for weight, state in states.items():
+            if "filter" in state and weight in gradient:
+                steered |= parted(joined(gradient, weight) @ state["filter"], gradient, weight)
         return steered
 
     def pulled(
