@@ -161,9 +161,28 @@ def test_squares_of_an_estimate_are_asked_of_the_estimate(monkeypatch):
     found = gradients.squares(x, y, y.double())
     assert found.keys() == gradients.parameters.keys()
     assert torch.equal(asked[0], y.double())
-    monkeypatch.setattr(EPGradient, "estimate", lambda *_, **__: SimpleNamespace(squares=None))
-    with pytest.raises(ValueError, match="EPGradient gives no gradients sample by sample; use EPGradient"):
-        gradients.squares(x, y)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (InParts(EPGradient(), 3), "InParts gives no gradients sample by sample; use EPGradient"),
+        (
+            EPGradient(),
+            r"of layers, and model.1.weight, model.1.bias learn too: freeze them, or use Autograd",
+        ),
+    ],
+)
+def test_squares_that_an_estimate_does_not_give(strategy, message):
+    with pytest.raises(ValueError, match=message):
+        by(strategy, network(0, nn.LayerNorm(6))).squares(*task())
+
+
+@pytest.mark.parametrize("share", [None, torch.arange(7).double()])
+def test_squares_by_one_sweep_are_autograds(share):
+    model, (x, y) = network(), task()
+    found = by(EPGradient(phases="one_sweep"), model).squares(x, y, share)
+    assert_same(found, Autograd(model).squares(x, y, share))
 
 
 def test_outputs_of_a_circuit_with_feedback_are_those_at_rest():

@@ -161,6 +161,11 @@ class ByOptimizer(Gradients):
                     f"{type(self.optimizer.gradient).__name__} gives no gradients sample by sample; use EPGradient "
                     "(its one_sweep is backprop), or Autograd in place of ByOptimizer"
                 )
+        if others := [name for name in self.parameters if name not in found]:
+            raise ValueError(
+                f"estimates know single samples at weights and biases of layers, and {', '.join(others)} learn too: "
+                "freeze them, or use Autograd in place of ByOptimizer"
+            )
         return {name: found[name] for name in self.parameters}
 
     @torch.no_grad()
