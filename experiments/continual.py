@@ -333,7 +333,7 @@ def run(config: ContinualConfig) -> list[dict[str, object]]:
     chosen, tried = dict(CHOSEN), []
     asked = config.chosen(methods(chosen))
     if config.tune is not None:
-        found, tried = tuned(config, [name for name in GRIDS if any(name in row for row in asked)])
+        found, tried = tuned(config, [name for name in GRIDS if any(row.startswith(name) for row in asked)])
         chosen |= found
         asked = config.chosen(methods(chosen))
     rows = {name: Row(config.patient(method), stream) for name, method in asked.items()}

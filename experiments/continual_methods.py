@@ -164,7 +164,7 @@ GRIDS: dict[str, list[Method]] = {
     "no protection": RATES,
     "EWC": _anchored(baselines.EWC, (50.0, 150.0, 500.0), (3.0, 10.0, 30.0)),
     "online EWC": _anchored(baselines.OnlineEWC, (100.0, 300.0, 1000.0), (10.0, 30.0, 100.0)),
-    "SI": _anchored(baselines.SI, (1.0, 3.0, 10.0), (0.1, 0.3, 1.0)),
+    "SI": _anchored(baselines.SI, (10.0, 30.0, 100.0), (1.0, 3.0, 10.0)),
     "GEM": _rehearsing(*(partial(baselines.GEM, samples_per_task=PER_TASK, margin=m) for m in (0.0, 0.5))),
     "A-GEM": _rehearsing(
         *(partial(baselines.AGEM, samples_per_task=PER_TASK, batch_size=b) for b in (64, 256))
@@ -207,7 +207,7 @@ def methods(chosen: Mapping[str, int]) -> dict[str, Method]:
     found["MEP + error feedback"] = MEP
     for name in ("EP, auto-EWC", "EP, Kronecker"):
         found[f"{name}, on cells"] = replace(found[name], cell=CELL, reference=name)
-    found["Kronecker, one_sweep (is backprop)"] = replace(
+    found["EP, Kronecker, one_sweep (is backprop)"] = replace(
         cheaply(found["EP, Kronecker"]), reference="EP, Kronecker"
     )
     return found
