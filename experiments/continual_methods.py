@@ -143,7 +143,11 @@ def _rehearsing(*choices: partial[Baseline]) -> list[Method]:
 
 
 def _local(choices: Iterable[ConsolidationStrategy]) -> list[Method]:
-    return _grid(replace(PLAIN, gradient=EP), lr=(0.05, 0.03, 0.015), consolidation=list(choices))
+    return _grid(
+        replace(PLAIN, gradient=EP, reference="online EWC"),
+        lr=(0.05, 0.03, 0.015),
+        consolidation=list(choices),
+    )
 
 
 def _precisions() -> list[Method]:
@@ -154,7 +158,11 @@ def _precisions() -> list[Method]:
     ]
     return [
         Method(
-            64 * sigma**2, gradient=EP, consolidation=PrecisionConsolidation(sigma, gain, leak), momentum=0.0
+            64 * sigma**2,
+            gradient=EP,
+            consolidation=PrecisionConsolidation(sigma, gain, leak),
+            momentum=0.0,
+            reference="online EWC",
         )
         for sigma, gain, leak in settings
     ]
