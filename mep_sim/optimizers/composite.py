@@ -85,7 +85,6 @@ class CompositeOptimizer(torch.optim.Optimizer):
                 raise ValueError(f"EP resolves nothing in {dtype}; use float32 or float64: model.float()")
         self.memory: dict = {}
         self.estimate: Estimate | None = None
-        self._factors: dict[str, Pairs] = {}  # of the last gradient, where the chip learns by trains
         self._evidence: Evidence | None = None  # of the last gradient
         self._updates: list[UpdateStrategy] = []  # of the groups
         self._named: dict[str, nn.Parameter] = {}  # the parameters by the circuit's names
@@ -188,8 +187,6 @@ class CompositeOptimizer(torch.optim.Optimizer):
         estimate = self.gradient.estimate(self.circuit, read, x, target, memory=self.memory)
         learning = {name: g for name, g in estimate.gradient.items() if self._learns(name)}
         factors = self._factors_of(estimate)
-        if self._has_trains:
-            self._factors = factors
         self._evidence = Evidence(learning, estimate.loss, len(estimate.output), factors)
         self.estimate = dataclasses.replace(estimate, factors=None)  # or the system would live on
         for name, p in self._named.items():
@@ -232,6 +229,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
         weights = {name: proposed[name] for name in self._matrices(self._roles) if name in proposed}
         self._write(proposed | self.constraint.project(weights, self.circuit, states))
         self._coincide()
+        self._evidence = None
         if x is not None:
             self.zero_grad()
         elif self.chip is not None:
@@ -285,7 +283,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
     def _consolidate(self, loss: Tensor | None) -> None:
         """Show the raw gradient to the synapses, and learn from what they make of it."""
         gradient = {name: p.grad for name, p in self._named.items() if p.grad is not None}
-        evidence, self._evidence = self._evidence, None
+        evidence = self._evidence
         if evidence is None:
             evidence = Evidence(gradient, None if loss is None else torch.as_tensor(loss).detach())
         else:  # without what was taken out of `.grad` since
@@ -347,12 +345,13 @@ class CompositeOptimizer(torch.optim.Optimizer):
 
     def _coincide(self) -> None:
         """Pulse sample by sample what learns by trains."""
+        if not self._has_trains:
+            return
         rates = {p: group["lr"] for group in self.param_groups for p in group["params"]}
-        for name, pairs in self._factors.items():
+        for name, pairs in self._evidence.factors.items():
             p = self._named.get(name)
             if p is not None and p.grad is not None and self._by_trains(name):
-                self.chip.coincide({name: pairs}, rates[p] / len(self.estimate.output))
-        self._factors = {}
+                self.chip.coincide({name: pairs}, rates[p] / self._evidence.samples)
 
     # -- saving -------------------------------------------------------------------------------------
 
@@ -388,7 +387,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
             "chip",
             "circuit",
         )
-        running = ("memory", "estimate", "_factors", "_evidence", "_updates", "_named", "_roles")
+        running = ("memory", "estimate", "_evidence", "_updates", "_named", "_roles")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in (*own, *running)}}
 
 
