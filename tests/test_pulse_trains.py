@@ -246,7 +246,9 @@ def test_trains_need_a_batch_and_an_estimate_that_is_a_sum_over_samples():
     nn.functional.cross_entropy(chip.circuit(x), y).backward()
     with pytest.raises(ValueError, match=r"pulse trains learn sample by sample: step\(x=x, target=y\)"):
         optimizer_of(chip).step()
-    with pytest.raises(ValueError, match="NaturalGradient gives no factors for pulse trains"):
+    with pytest.raises(
+        ValueError, match="NaturalGradient gives no factors of single samples, which Chip needs"
+    ):
         optimizer_of(chip, gradient=NaturalGradient()).step(x=x, target=y)
 
 

@@ -285,7 +285,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
         gradient = {name: p.grad for name, p in self._named.items() if p.grad is not None}
         evidence = self._evidence
         if evidence is None:
-            evidence = Evidence(gradient, None if loss is None else torch.as_tensor(loss).detach())
+            evidence = Evidence(gradient, None if loss is None else torch.as_tensor(loss))
         else:  # without what was taken out of `.grad` since
             raw = {name: g for name, g in evidence.gradient.items() if name in gradient}
             evidence = dataclasses.replace(evidence, gradient=raw)
