@@ -38,6 +38,7 @@ from mep_sim.optimizers.strategies.update import check_choice
 
 KINDS = ("permuted", "rotated", "split_class", "split_task")
 TUNING_SEED = 1000  # of other weights, permutations and splits than any row of the table has
+PANELS = 5  # accuracy matrices drawn, of the best
 LOOK_EVERY = 20  # steps between looks at how phases settle
 
 
@@ -361,7 +362,8 @@ def draw(folder: Path, rows: Mapping[str, Row], results: Mapping[str, list[Resul
         if not rows[name].method.joint
     }
     if sequences:
-        means = {name: np.mean([m.accuracy for m in several], 0) for name, several in sequences.items()}
+        best = sorted(sequences, key=lambda name: -fmean(m.average for m in sequences[name]))[:PANELS]
+        means = {name: np.mean([m.accuracy for m in sequences[name]], 0) for name in best}
         continual_figures.matrices(folder / "matrices.png", means)
         continual_figures.curves(folder / "curves.png", sequences)
     for path in sorted(folder.glob("importance-*.h5")):
