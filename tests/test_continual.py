@@ -109,7 +109,7 @@ def test_ep_is_tuned_by_one_sweep_and_nothing_else_changes():
     [
         ({"stream": "shuffled"}, "unknown stream 'shuffled'; choose one of permuted"),
         ({"tasks": 0}, "tasks = 0; choose at least 1"),
-        ({"samples": -1}, "samples = -1; choose at least 1, or 0"),
+        ({"samples": -1}, "samples = -1; choose at least 1"),
         ({"epochs": 0}, "epochs = 0; choose at least 1"),
         ({"batch_size": 0}, "batch_size = 0; choose at least 1"),
         ({"tune": 0}, "tune = 0; choose at least 1"),
@@ -131,7 +131,7 @@ def test_bad_settings(settings, message):
     ],
 )
 def test_streams_that_cannot_be_made(tmp_path, settings, message):
-    config = ContinualConfig(out=tmp_path, dataset="digits", **{"samples": 0, **settings})
+    config = ContinualConfig(out=tmp_path, dataset="digits", **settings)
     with pytest.raises(ValueError, match=message):
         run(config)
     assert not any(tmp_path.iterdir())
