@@ -221,7 +221,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
         A batch leaves no `.grad` behind (its gradient is in `.estimate`): a later backward() would add to it.
         """
         loss = self._gather(closure, x, target)
-        self._consolidate(loss)
+        self._consolidate(loss, alone=x is not None)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._named.values(), self.clip_norm)
         proposed = self._propose()
@@ -280,8 +280,9 @@ class CompositeOptimizer(torch.optim.Optimizer):
                     f"the gradient of {name} has NaN or infinite entries; check the data, or lower lr"
                 )
 
-    def _consolidate(self, loss: Tensor | None) -> None:
-        """Show the raw gradient to the synapses, and learn from what they make of it."""
+    def _consolidate(self, loss: Tensor | None, alone: bool) -> None:
+        """Show the raw gradient to the synapses, and learn from what they make of it. alone: nobody else had a hand in
+        `.grad`."""
         gradient = {name: p.grad for name, p in self._named.items() if p.grad is not None}
         evidence = self._evidence
         if evidence is None:
@@ -297,7 +298,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
         states = self._states
         weights = {name: self._named[name] for name in states}
         self.consolidation.observe(evidence, weights, states, self.memory)
-        for name, g in self.consolidation.contrast(gradient, states).items():
+        for name, g in self.consolidation.contrast(gradient, states, evidence if alone else None).items():
             self._named[name].grad = g
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -69,8 +69,9 @@ class ConsolidationStrategy(ABC):
     def observe(self, evidence: Evidence, weights: Params, states: States, memory: dict) -> None:
         """Take note of a batch at these weights, before the step."""
 
-    def contrast(self, gradient: Params, states: States) -> Params:
-        """What to learn from in place of a gradient, which others may have changed since it was observed."""
+    def contrast(self, gradient: Params, states: States, evidence: Evidence | None = None) -> Params:
+        """What to learn from in place of a gradient. evidence: where it is of just this gradient; None where others may
+        have changed that since."""
         return gradient
 
     def plasticity(self, state: dict) -> Tensor | None:

@@ -94,11 +94,12 @@ class KroneckerConsolidation(GatedConsolidation):
                 vectors, seen = state["A vectors"], self.damping / (self.damping + state["A values"])
                 state["filter"] = (vectors * seen) @ vectors.T
 
-    def contrast(self, gradient: Params, states: States) -> Params:
+    def contrast(self, gradient: Params, states: States, evidence: Evidence | None = None) -> Params:
         steered = dict(gradient)
         for weight, state in states.items():
             if "filter" in state and weight in gradient:
-                steered |= parted(joined(gradient, weight) @ state["filter"], gradient, weight)
+                layer = _steered(weight, gradient, evidence, state["filter"])
+                steered |= parted(layer, gradient, weight)
         return steered
 
     def pulled(
@@ -125,6 +126,15 @@ def _one_pair(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Errors and activities where phases differ in the latter: the sum of errors, the mean of activities."""
     posts, pres = zip(*pairs, strict=True)
     return sum(posts), sum(pres) / len(pres)
+
+
+def _steered(weight: str, gradient: Params, evidence: Evidence | None, seen: Tensor) -> Tensor:
+    """The gradient [W, b] of a layer times the filter, of its samples' activities where these are fewer."""
+    if evidence is not None:
+        pairs = joined_pairs(evidence.factors, gradient, weight)
+        if sum(len(post) for post, _ in pairs) < len(gradient[weight]):
+            return sum(post.T @ (pre @ seen) for post, pre in pairs) / evidence.samples
+    return joined(gradient, weight) @ seen
 
 
 def _shrunk(away: Tensor, k: float, state: dict) -> Tensor:
