@@ -238,6 +238,24 @@ def test_a_contrast_is_steered_by_the_inverse_of_what_is_in_use(phases):
         assert not torch.allclose(expected, joined(raw, name), rtol=0.05, atol=0)
 
 
+@pytest.mark.parametrize("samples", [2, 20])
+def test_few_samples_are_steered_as_their_gradient_is(samples):
+    """In one call by their activities, in two by the gradient, on which others may have worked."""
+    ends = []
+    for in_one_call in (True, False):
+        model = network()
+        optimizer = optimizer_of(model, kronecker(damping=0.5))
+        train(optimizer, 4)
+        x, y = task(samples, seed=4)
+        if in_one_call:
+            optimizer.step(x=x, target=y)
+        else:
+            optimizer.compute_gradient(x, y)
+            optimizer.step()
+        ends.append(weights(model))
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-13) for a, b in zip(*ends, strict=True))
+
+
 def test_without_damping_the_gradient_is_left_alone():
     optimizer, raw, grads, moved = steered_step(None)
     assert all(torch.equal(raw[name], g) for name, g in grads.items())
