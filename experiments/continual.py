@@ -60,7 +60,7 @@ class ContinualConfig(SeedsOptions):
     """Steps after which the rules that wait for a surprise consolidate without one; None: they wait for ever. A gradual
     drift surprises nobody."""
     quick: bool = False
-    """The whole table in minutes: three tasks, one pass, one seed."""
+    """The whole table in minutes: three tasks, two passes, one seed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,7 +81,7 @@ class ContinualConfig(SeedsOptions):
         if not self.quick:
             return self
         tasks = None if self.stream.startswith("split") else 3
-        return replace(self, tasks=tasks, epochs=1, seeds=1)
+        return replace(self, tasks=tasks, epochs=2, seeds=1)
 
     def patient(self, method: Method) -> Method:
         return method if self.longest is None else waiting(method, self.longest)
