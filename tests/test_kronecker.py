@@ -117,7 +117,7 @@ def test_of_one_sample_a_and_g_make_the_whole_fisher_matrix():
 
 def test_factors_add_up_over_surprises():
     """Held at the second: what was held at the first, and what runs."""
-    optimizer = optimizer_of(network(), kronecker())
+    optimizer = optimizer_of(network(), kronecker(averaging=1.0))
     total: dict[tuple[str, str], Tensor] = {}
     for step in range(7):
         states = {name: optimizer.state[p] for name, p in optimizer._named.items()}

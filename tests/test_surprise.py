@@ -75,12 +75,14 @@ def test_a_jump_of_the_cost_surprises_once_it_may():
 ONLY_LONGEST = Surprise(ratio=1e9, refractory=1, longest=2)  # at steps 3, 6, ... from 0
 
 
+@pytest.mark.parametrize("averaging", [1.0, 0.3])
 @pytest.mark.parametrize("kind", GATED)
-def test_running_and_held_statistics_and_pulls_are_those_worked_by_hand(kind):
+def test_running_and_held_statistics_and_pulls_are_those_worked_by_hand(kind, averaging):
     """Eight steps with two surprises, in which importances add up and the anchor is the last one."""
     rate, strength, lr, model, oracle = 0.3, 40.0, 0.1, network(), network()
-    strategy = kind(strength=strength, rate=rate, surprise=ONLY_LONGEST)
+    strategy = kind(strength=strength, rate=rate, averaging=averaging, surprise=ONLY_LONGEST)
     optimizer = optimizer_of(model, strategy, lr=lr)
+    mean = {name: p.detach().clone() for name, p in oracle.named_parameters()}
     running = {name: torch.zeros_like(p) for name, p in oracle.named_parameters()}
     held, anchors = {name: r.clone() for name, r in running.items()}, {}
     for step in range(8):
@@ -89,9 +91,10 @@ def test_running_and_held_statistics_and_pulls_are_those_worked_by_hand(kind):
         each = one_by_one(oracle, x, y)
         with torch.no_grad():
             for name, p in oracle.named_parameters():
+                mean[name] = (1 - averaging) * mean[name] + averaging * p
                 if step in (3, 6):
                     held[name] += running[name]
-                    anchors[name] = p.clone()
+                    anchors[name] = mean[name].clone()
                 g = each[name].mean(0)
                 square = each[name].square().mean(0) if kind is SurpriseGated else len(x) * g**2
                 running[name] = (1 - rate) * running[name] + rate * square

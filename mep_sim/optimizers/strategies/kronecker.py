@@ -82,7 +82,7 @@ class KroneckerConsolidation(GatedConsolidation):
         for weight, state in states.items():
             if "running A" not in state:
                 continue
-            state["anchor"] = joined(weights, weight).detach().clone()
+            state["anchor"] = joined(weights, weight).clone()
             for side in "AG":
                 total = state[f"running {side}"]
                 if f"{side} values" in state:

@@ -55,16 +55,20 @@ class Surprise:
 
 @dataclass(frozen=True, kw_only=True)
 class GatedConsolidation(ConsolidationStrategy):
-    """Statistics run all the time; at a surprise they are added to what is held, and the weights become the anchors.
+    """Statistics run all the time; at a surprise they are added to what is held, and the weights, averaged, become the
+    anchors.
 
     strength: of the penalty strength / 2 (w - a)' F (w - a) on the mean cost, >= 0, applied implicitly: a step of
     learning rate lr ends at the minimum of that penalty + |w - proposed|^2 / (2 lr), which is stable at any strength. A
     momentum mu makes steps 1 / (1 - mu) larger than lr; strength has to be so too. rate: of the running statistics, per
-    step, in (0, 1]; about one over the steps of a task, so that they are those of the one that ends.
+    step, in (0, 1]; about one over the steps of a task, so that they are those of the one that ends. averaging: rate of
+    the weights' running mean, in (0, 1]; 1 anchors at the last weights, with what the last batches and read noise do to
+    them, which adds up from surprise to surprise.
     """
 
     strength: float = 300.0
     rate: float = 0.002
+    averaging: float = 0.05
     surprise: Surprise = field(default_factory=Surprise)
 
     def __post_init__(self) -> None:
@@ -72,6 +76,8 @@ class GatedConsolidation(ConsolidationStrategy):
             raise ValueError(f"strength = {self.strength}; choose a finite strength >= 0, such as 300")
         if not 0 < self.rate <= 1:
             raise ValueError(f"rate = {self.rate} of the statistics; choose 0 < rate <= 1, such as 0.002")
+        if not 0 < self.averaging <= 1:
+            raise ValueError(f"averaging = {self.averaging}; choose 0 < averaging <= 1, such as 0.05")
 
     def observe(self, evidence: Evidence, weights: Params, states: States, memory: dict) -> None:
         if evidence.loss is None:
@@ -79,8 +85,12 @@ class GatedConsolidation(ConsolidationStrategy):
                 f"{type(self).__name__} is gated by the cost, and loss.backward(); step() does not tell it: use "
                 "step(x=, target=), or step(closure)"
             )
+        for name, state in states.items():
+            now = weights[name].detach()
+            past = state.get("mean weight", now)
+            state["mean weight"] = past.lerp(now, self.averaging)
         if self.surprise.noticed(evidence.loss, memory):
-            self.consolidate(weights, states)
+            self.consolidate({name: state["mean weight"] for name, state in states.items()}, states)
         self.gather(evidence, states, memory)
 
     @abstractmethod
@@ -113,7 +123,7 @@ class SynapticConsolidation(GatedConsolidation):
                 continue
             running = state["running importance"]
             state["importance"] = running + state["importance"] if "importance" in state else running.clone()
-            state["anchor"] = weights[name].detach().clone()
+            state["anchor"] = weights[name].clone()
 
     def pulled(
         self, proposed: dict[str, Tensor], rates: Mapping[str, float], states: States, memory: dict
