@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from circuits import Params
+from mep_sim.optimizers.strategies.layers import mean_squares
 
 
 def summed_squares(model: nn.Module, learning: Params, x: Tensor, pull: Tensor, share: Tensor) -> Params:
     """sum_i share_i g_i^2 by parameter name, g_i the gradient of pull_i' output_i, for x (B, ...), pull (B, C) and
     share (B,). The parameters `learning` are the model's; its samples must not act on each other."""
     layers = _dense_layers(model, learning)
-    found = None if layers is None else _by_factors(model, layers, x, pull, share)
+    found = None if layers is None else _by_factors(model, learning, layers, x, pull, share)
     return _by_vmap(model, learning, x, pull, share) if found is None else found
 
 
@@ -45,7 +46,7 @@ def _join(layer: str, parameter: str) -> str:
 
 
 def _by_factors(
-    model: nn.Module, layers: dict[str, nn.Linear], x: Tensor, pull: Tensor, share: Tensor
+    model: nn.Module, learning: Params, layers: dict[str, nn.Linear], x: Tensor, pull: Tensor, share: Tensor
 ) -> Params | None:
     """Of a layer with input u and output v, g_i = (dC/dv)_i u_i': its square is the product of theirs. None where a
     layer is not met exactly once with one row per sample."""
@@ -66,11 +67,8 @@ def _by_factors(
         return None
     outputs = [calls[0][1] for calls in met.values()]
     errors = torch.autograd.grad(output, outputs, pull, materialize_grads=True)
-    found = {}
-    for (name, m), ((pre, _),), post in zip(layers.items(), met.values(), errors, strict=True):
-        weighted = share[:, None] * post.square()
-        if m.weight.requires_grad:
-            found[_join(name, "weight")] = weighted.T @ pre.square()
-        if m.bias is not None and m.bias.requires_grad:
-            found[_join(name, "bias")] = weighted.sum(0)
-    return found
+    factors = {
+        _join(name, "weight"): [(post, pre)]
+        for name, ((pre, _),), post in zip(layers, met.values(), errors, strict=True)
+    }
+    return {name: len(x) * mean for name, mean in mean_squares(factors, learning, len(x), share).items()}
