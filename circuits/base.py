@@ -236,9 +236,22 @@ class System(ABC):
         s = self.state(z)
         return torch.clamp(self.force(z), self.lower - s, self.upper - s)
 
+    def paced(self, flow: Tensor, z: Tensor) -> Tensor:
+        """A flow (B, n) at z times each unit's own time constant: how far it is from rest given the others, to first
+        order. By unit time constants the flow itself."""
+        return flow
+
+    def relaxation(self, z: Tensor) -> Tensor:
+        """The paced flow at z (B, n), in units of the state."""
+        return self.paced(self.flow(z), z)
+
+    def relaxation_rate(self) -> float:
+        """An upper bound of the largest |eigenvalue| of `relaxation`."""
+        return self.fastest_rate()
+
     def residual(self, z: Tensor) -> Tensor:
         """Projected force, max over units, (B,)."""
-        return self.flow(z).abs().amax(1)
+        return self.relaxation(z).abs().amax(1)
 
     def scale(self, z: Tensor) -> Tensor:
         """What a residual is small or large against, (B,): max |state|, or max |deviation| around a free state."""

@@ -55,10 +55,15 @@ class Cost(ABC):
 
     @abstractmethod
     def relax(
-        self, pull: Tensor, origin: Tensor | float, target: Tensor, beta: float | complex, guess: Tensor
+        self,
+        pull: Tensor,
+        origin: Tensor | float,
+        target: Tensor,
+        beta: float | complex | Tensor,
+        guess: Tensor,
     ) -> Tensor:
         """The d that solves d = pull - beta C'(origin + d), where a nudged output unit comes to rest, or a step
-        towards it from `guess`: repeated, it gets there.
+        towards it from `guess`: repeated, it gets there. beta: of all outputs, or of each (C,).
 
         With origin 0 it is the proximal map of beta C; with an origin it stays exact for small d.
         """
@@ -75,7 +80,12 @@ class SquaredError(Cost):
         return output - target
 
     def relax(
-        self, pull: Tensor, origin: Tensor | float, target: Tensor, beta: float | complex, guess: Tensor
+        self,
+        pull: Tensor,
+        origin: Tensor | float,
+        target: Tensor,
+        beta: float | complex | Tensor,
+        guess: Tensor,
     ) -> Tensor:
         return (pull - beta * (origin - target)) / (1 + beta)
 
@@ -124,20 +134,26 @@ class CrossEntropy(Cost):
         return torch.where(target, -others.sum(1, keepdim=True), others)
 
     def relax(
-        self, pull: Tensor, origin: Tensor | float, target: Tensor, beta: float | complex, guess: Tensor
+        self,
+        pull: Tensor,
+        origin: Tensor | float,
+        target: Tensor,
+        beta: float | complex | Tensor,
+        guess: Tensor,
     ) -> Tensor:
-        if abs(beta) <= self.gentle:
+        differs = isinstance(beta, Tensor)
+        if not differs and abs(beta) <= self.gentle:
             return pull - beta * self.gradient(origin + guess, target)
         d = guess
-        for _ in range(7 if abs(beta) <= 1 else 15):
+        for _ in range(7 if not differs and abs(beta) <= 1 else 15):
             p = self._probabilities(origin + d)
             miss = d - pull + beta * self._gradient(p, target)
             # Newton: (I + beta (diag p - p p')) step = miss, by Sherman-Morrison
             diagonal = 1 + beta * p
             # zero where beta = -1 meets certainty; a slightly other slope still converges
             diagonal = torch.where(diagonal.abs() < 1e-3, 1e-3, diagonal)
-            q, r = p / diagonal, miss / diagonal
-            step = r + q * (beta * (p * r).sum(1, keepdim=True) / (1 - beta * (p * q).sum(1, keepdim=True)))
+            q, r = beta * p / diagonal, miss / diagonal
+            step = r + q * ((p * r).sum(1, keepdim=True) / (1 - (p * q).sum(1, keepdim=True)))
             # within e^2 of a probability its slope still says something
             d = d - step * (2 / step.abs().amax(1, keepdim=True).clamp(min=1e-30)).clamp(max=1)
         return d

@@ -75,8 +75,8 @@ class ImplicitGradient(GradientStrategy):
             output = system.readout(s)
             losses = c.value(output, c.target(target, output.detach()))
             (pull,) = torch.autograd.grad(losses.sum(), s)
-            flow = system.flow(s)
-        adjoint, step = torch.zeros_like(pull), 1.8 / system.fastest_rate()
+            flow = system.relaxation(s)
+        adjoint, step = torch.zeros_like(pull), 1.8 / system.relaxation_rate()
         for iteration in range(self.max_iterations):
             (back,) = torch.autograd.grad(flow, s, adjoint, retain_graph=True)
             miss = back + pull

@@ -1,0 +1,375 @@
+"""A resistive network bound to its conductances and input voltages; see `circuits.resistive` for its equations."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from circuits.base import Equilibrium, Pairs, Params, System
+from circuits.costs import Cost
+from circuits.couplings import Coupling, IdealCoupling
+from circuits.diodes import Bare, NodeElement, Walls
+
+if TYPE_CHECKING:
+    from circuits.resistive import ResistiveCircuit
+
+
+class ResistiveSystem(System):
+    """States are node voltages (B, n) in V, the energy is in W, the force in A; see `circuits.base.System`.
+
+    A node of layer l counts A^(-2 l) in the energy, so that its force is that share of the current into it.
+    Residuals are in volts: how far a node is from where its neighbours would let it rest.
+    """
+
+    def __init__(self, circuit: ResistiveCircuit, params: Params, x: Tensor):
+        self.circuit, self.params, self.x = circuit, params, x
+        self.couplings = [self.coupling(circuit, i, params) for i in range(len(circuit.weights))]
+        self.source = circuit.below(0, x)
+        drive = self.couplings[0].upwards(self.source) + self.couplings[0].bias_current()
+        super().__init__(circuit.layout, drive, [(-math.inf, math.inf)] * len(circuit.layout.sizes))
+        hidden = circuit.layout.sizes[:-1]
+        self.elements: list[NodeElement] = [*(circuit.diode.layer(n, drive) for n in hidden), Bare()]
+        self.is_held = any(isinstance(element, Walls) for element in self.elements)
+        # what sources drive into every layer; around a free state, what presses nodes against their walls
+        self.currents: list[Tensor] = [drive]
+        for coupling in self.couplings[1:]:
+            self.currents.append(
+                (drive.new_zeros(()) + coupling.bias_current()).expand(len(x), len(coupling.at_above))
+            )
+        self.conductances = [
+            coupling.at_above for coupling in self.couplings
+        ]  # of all that a node hangs at, (n_l,)
+        for i, coupling in enumerate(self.couplings[1:]):
+            self.conductances[i] = self.conductances[i] + coupling.at_below
+        self._check_conductances()
+
+    @staticmethod
+    def coupling(circuit: ResistiveCircuit, layer: int, params: Params) -> Coupling:
+        """The crossbar `layer` with these conductances."""
+        return IdealCoupling(params[circuit.weights[layer]], circuit.lines[layer])
+
+    def _check_conductances(self) -> None:
+        if self.drive.is_complex():
+            raise ValueError(
+                "a resistive network knows real voltages only; use the feedforward energy for contours"
+            )
+        if self.drive.is_cuda:  # a look would stall its queue
+            return
+        for name in self.circuit.weights:
+            if (least := self.params[name].detach().min().item()) < 0:
+                low, high = self.circuit.window
+                raise ValueError(
+                    f"{name} holds a negative conductance, {least:.3g} S; keep it within {low:g} to {high:g} S: learn "
+                    "with WindowConstraint, which CompositeOptimizer takes where it gets no other"
+                )
+        for layer, conductance in enumerate(self.conductances):
+            if len(floating := torch.nonzero(conductance == 0)):
+                raise ValueError(
+                    f"node {floating[0].item()} of layer {layer + 1} floats: all its conductances are 0 S; choose a window "
+                    "with g_min > 0, or connect it"
+                )
+
+    # -- coordinates --------------------------------------------------------------------------------
+
+    @property
+    def lower(self) -> Tensor:
+        return self._wall("low", -math.inf)
+
+    @property
+    def upper(self) -> Tensor:
+        return self._wall("high", math.inf)
+
+    def _wall(self, name: str, open_end: float) -> Tensor:
+        """Where ideal diodes hold the states (n,)."""
+        fresh = [*(self.circuit.diode.layer(n, self.drive) for n in self.layout.sizes[:-1]), Bare()]
+        ends = [
+            getattr(element, name, self.drive.new_full((n,), open_end))
+            for element, n in zip(fresh, self.layout.sizes, strict=True)
+        ]
+        return torch.cat(ends)
+
+    def _recentre(self, free: Tensor) -> None:
+        layers, pulls = self.layout.split(free), self._pulls(self.layout.split(self._coordinates(free)))
+        origin, currents = [], []
+        for i, (v, pull) in enumerate(zip(layers, pulls, strict=True)):
+            if isinstance(self.elements[i], Walls):
+                z0 = 0.0 if self.origin is None else self.layout.split(self.origin)[i]
+                v = self.elements[i].rest(pull, self.conductances[i]) + z0
+                currents.append(pull - self.conductances[i] * (v - z0))
+            else:
+                currents.append(torch.zeros_like(v))
+            origin.append(v)
+        before = torch.zeros_like(free) if self.origin is None else self.origin
+        moved = self.layout.split(torch.cat(origin, 1) - before)
+        self.elements = [element.around(v0) for element, v0 in zip(self.elements, moved, strict=True)]
+        self.currents = currents
+        self.origin = torch.cat(origin, 1)
+
+    def _coordinates(self, state: Tensor) -> Tensor:
+        return state if self.origin is None else state - self.origin
+
+    def readout(self, z: Tensor) -> Tensor:
+        return self._read(self.layout.output(self.state(z)))
+
+    def _read(self, nodes: Tensor) -> Tensor:
+        """The outputs (B, C) of output nodes."""
+        if not self.circuit.paired_output:
+            return nodes
+        plus, minus = nodes.chunk(2, dim=1)
+        return plus - minus
+
+    def _spread(self, values: Tensor) -> Tensor:
+        """What the output nodes feel of something at the outputs (B, C): `_read` transposed."""
+        return torch.cat([values, -values], 1) if self.circuit.paired_output else values
+
+    # -- energy and currents ------------------------------------------------------------------------
+
+    def _pull(self, i: int, layers: Sequence[Tensor]) -> Tensor:
+        """The current (B, n_l) into nodes of layer i while they are at z = 0, from neighbours and sources."""
+        gain = self.circuit.amplification
+        pull = self.currents[i]
+        if i > 0:
+            pull = pull + self.couplings[i].upwards(gain * layers[i - 1] if gain != 1 else layers[i - 1])
+        if i + 1 < len(layers):
+            back = self.couplings[i + 1].downwards(layers[i + 1])
+            pull = pull + (back / gain if gain != 1 else back)
+        return pull
+
+    def _pulls(self, layers: Sequence[Tensor]) -> list[Tensor]:
+        return [self._pull(i, layers) for i in range(len(layers))]
+
+    def node_currents(self, z: Tensor) -> Tensor:
+        """The current that charges every node, (B, n) A; the nudge's included."""
+        layers = self.layout.split(z)
+        terms = zip(self._pulls(layers), layers, self.conductances, self.elements, strict=True)
+        currents = [pull - conductance * v - element.current(v) for pull, v, conductance, element in terms]
+        if self.nudge is not None:
+            currents[-1] = currents[-1] + self._spread(self.nudge.force(self.readout(z))) / self.shares[-1]
+        return torch.cat(currents, 1)
+
+    @property
+    def shares(self) -> list[float]:
+        """What the current into a node of each layer counts in the force."""
+        return [self.circuit.share(i) for i in range(len(self.layout.sizes))]
+
+    def force(self, z: Tensor) -> Tensor:
+        currents = self.node_currents(z)
+        return (
+            currents
+            if self.circuit.amplification == 1
+            else currents * self.layout.fill(self.shares, currents)
+        )
+
+    def energy(self, z: Tensor) -> Tensor:
+        s = self.state(z)
+        layers = self.layout.split(s)
+        energy = sum(
+            share * coupling.cocontent(below, above)
+            for share, coupling, below, above in zip(
+                self.shares, self.couplings, self._below(layers), layers, strict=True
+            )
+        )
+        for share, n, v in zip(self.shares[:-1], self.layout.sizes, layers, strict=False):
+            energy = energy + share * _summed(self.circuit.diode.layer(n, v).cocontent(v))
+        if self.nudge is not None:
+            energy = energy + self.nudge.beta * self.nudge.cost.value(
+                self._read(layers[-1]), self.nudge.target
+            )
+        return energy
+
+    def _below(self, layers: Sequence[Tensor]) -> list[Tensor]:
+        """Voltages below every crossbar, of states."""
+        return [self.source, *(self.circuit.below(1, v) for v in layers[:-1])]
+
+    def heat(self, z: Tensor) -> Tensor:
+        """The power that each layer's crossbar and diodes dissipate, (B, L) W. Amplifiers and sources are ideal."""
+        layers = self.layout.split(self.state(z))
+        terms = list(zip(self.couplings, self._below(layers), layers, strict=True))
+        heat = [2 * coupling.cocontent(below, above) for coupling, below, above in terms]
+        for i, (n, v) in enumerate(zip(self.layout.sizes[:-1], layers, strict=False)):
+            heat[i] = heat[i] + _summed(self.circuit.diode.layer(n, v).dissipation(v))
+        return torch.stack(heat, 1)
+
+    # -- dynamics -----------------------------------------------------------------------------------
+
+    def flow(self, z: Tensor) -> Tensor:
+        """dv/dt, V/s.
+
+        An ideal diode stops a node at once, which no solver can follow: its node nears the wall as a relaxation,
+        which leaves the equilibrium as it is.
+        """
+        currents = self.node_currents(z)
+        if self.is_held:
+            parts = zip(
+                currents.split(self.layout.sizes, 1), self.layout.split(z), self.conductances, self.elements
+            )
+            held = [
+                torch.clamp(i, g * (element.low - v), g * (element.high - v))
+                if isinstance(element, Walls)
+                else i
+                for i, v, g, element in parts
+            ]
+            currents = torch.cat(held, 1)
+        return currents / self.circuit.capacitance_farads
+
+    def paced(self, flow: Tensor, z: Tensor) -> Tensor:
+        """How far nodes are from rest given their neighbours, to first order, (B, n) V."""
+        slopes = [
+            g + e.slope(v)
+            for g, e, v in zip(self.conductances, self.elements, self.layout.split(z), strict=True)
+        ]
+        expanded = torch.cat(
+            [slope.expand_as(v) for slope, v in zip(slopes, self.layout.split(z), strict=True)], 1
+        )
+        return flow * self.circuit.capacitance_farads / expanded
+
+    def relaxation_rate(self) -> float:
+        """By Gershgorin's circles: a node hangs at its neighbours with no more than all its conductance."""
+        return 2.0
+
+    def proximal(self, tau: float, centre: Tensor) -> ResistiveSystem:
+        """Implicit Euler of step tau s from `centre`: every node hangs at C / tau of conductance to it as well."""
+        companion = copy.copy(self)
+        extra = self.circuit.capacitance_farads / tau
+        companion.conductances = [g + extra for g in self.conductances]
+        parts = zip(self.currents, self.layout.split(centre), strict=True)
+        companion.currents = [i + extra * c for i, c in parts]
+        return companion
+
+    # -- sweeps -------------------------------------------------------------------------------------
+
+    def sweeps(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Odd layers, then even ones, each node to its rest given the other layers, in closed form (Scellier,
+        arXiv:2402.11674, section 4). Yields one buffer, updated in place."""
+        z = z.clone()
+        layers = self.layout.split(z)
+        order = [*range(0, len(layers), 2), *range(1, len(layers), 2)]
+        before = torch.empty_like(z)
+        while True:
+            before.copy_(z)
+            for i in order:
+                layers[i].copy_(self._rest(i, layers))
+            yield z, before.sub_(z).abs_().amax(1)
+
+    def _rest(self, i: int, layers: Sequence[Tensor]) -> Tensor:
+        pull, conductance = self._pull(i, layers), self.conductances[i]
+        if i < len(layers) - 1 or self.nudge is None:
+            return self.elements[i].rest(pull, conductance)
+        beta = self.nudge.beta / self.shares[-1]
+        alone = pull / conductance
+        yielding = (1 / conductance).expand(alone.shape[1])
+        # an output moves by 1 / conductance for a current into its node; one of a pair by both of theirs
+        slack = yielding if not self.circuit.paired_output else sum(yielding.chunk(2))
+        origin = 0.0 if self.origin is None else self._read(self.layout.output(self.origin))
+        guess = self._read(layers[i])
+        moved = self.nudge.cost.relax(self._read(alone), origin, self.nudge.target, beta * slack, guess)
+        return alone - beta * yielding * self._spread(
+            self.nudge.cost.gradient(origin + moved, self.nudge.target)
+        )
+
+    # -- gradient -----------------------------------------------------------------------------------
+
+    def contrast(self, free: Equilibrium, nudged: Equilibrium) -> Params:
+        """((dv)^2 at the nudged state - at the free one) / (2 beta) of the voltage dv over each cell, V^2/S."""
+        moved = nudged.state - free.state if nudged.deviation is None else nudged.deviation
+        pairs = [(self.x, self.x), *zip(*map(self.layout.split, (nudged.state - moved, moved)), strict=True)]
+        gradient: dict[str, Tensor] = {}
+        for i in range(len(self.couplings)):
+            gradient |= self.circuit.local_contrast(
+                i, self.params, pairs[i : i + 1], pairs[i + 1], self.nudge.beta
+            )
+        return gradient
+
+    def factors(self, free: Equilibrium, nudged: Equilibrium) -> dict[str, Pairs]:
+        """(dv_n)^2 - (dv_f)^2 = (dp - dq)(P - Q), of lines p and nodes q, as four products of one of each."""
+        moved = nudged.state - free.state if nudged.deviation is None else nudged.deviation
+        total = 2 * nudged.state - moved
+        found = {}
+        sides = [self.layout.split(part) for part in (total, moved)]
+        belows = [self._below(part) for part in sides]
+        for i, name in enumerate(self.circuit.weights):
+            lines = self.circuit.lines[i]
+            p_sum = lines.volts(2 * belows[0][i] if i == 0 else belows[0][i])
+            if lines.bias_volts is not None:
+                p_sum[:, -2:] *= 2
+            p_moved = torch.zeros_like(p_sum)
+            if i > 0:
+                p_moved[:, : lines.nodes] = belows[1][i]
+            q_sum, q_moved = sides[0][i], sides[1][i]
+            half = 0.5 * self.circuit.share(i) / self.nudge.beta
+            ones_p, ones_q = torch.ones_like(p_sum), torch.ones_like(q_sum)
+            found[name] = [
+                (half * q_moved * q_sum, ones_p),
+                (-half * q_moved, p_sum),
+                (-half * q_sum, p_moved),
+                (half * ones_q, p_moved * p_sum),
+            ]
+        return found
+
+    # -- bounds -------------------------------------------------------------------------------------
+
+    def fastest_rate(self) -> float:
+        """By Gershgorin's circles, with the steepest diodes that sources of this voltage can drive; per second."""
+        highest = self.source.abs().amax().item()
+        highest = max(highest, self.circuit.bias_volts or 0.0)
+        fastest = 0.0
+        for i, (g, diode) in enumerate(zip(self.conductances, self.elements, strict=True)):
+            reach = highest * max(self.circuit.amplification, 1.0) ** i
+            steepest = diode.steepest(2 * g * reach)
+            fastest = max(fastest, (2 * g + steepest).max().item())
+        if self.nudge is not None:
+            strength = self.nudge.curvature * (1 + self.circuit.paired_output) / self.shares[-1]
+            fastest = max(fastest, (2 * self.conductances[-1]).max().item() + strength)
+        return fastest / self.circuit.capacitance_farads
+
+    def slowest_rate(self) -> float:
+        """An upper bound of the slowest decay, per second: no node alone is slower than the network. It holds of the
+        output nodes, which have no diodes."""
+        return self.conductances[-1].min().item() / self.circuit.capacitance_farads
+
+    def largest_beta(self, cost: Cost, enough: float = math.inf) -> float:
+        """What the outputs' conductance to the sources bears, with all else eliminated (Kron 1939) and all diodes off.
+
+        First a bound: that matrix has no eigenvalue below its least row sum, the current that holds one output at 1 V
+        beside the others. It is exact for circuits without diodes when the bound is not `enough`.
+        """
+        share = self.shares[-1] / (cost.curvature * (1 + self.circuit.paired_output))
+        if (bound := share * self._least_row_sum()) >= enough:
+            return bound
+        rest = torch.diag(self.conductances[0])
+        for i, coupling in enumerate(self.couplings[1:], 1):
+            weight = coupling.signal
+            rest = torch.diag(self.conductances[i]) - weight @ torch.linalg.solve(rest, weight.T)
+        return share * max(torch.linalg.eigvalsh(rest)[0].item(), 0.0)
+
+    def _least_row_sum(self, sweeps: int = 3) -> float:
+        """A lower bound of it: with all outputs at 1 V and all sources at 0 V no node is above 1 V, and sweeps from
+        there come down to where nodes rest."""
+        ones = [g.new_ones(1, len(g)) for g in self.conductances]
+        volts = list(ones)
+        for _ in range(sweeps):
+            for i in reversed(range(len(volts) - 1)):
+                pull = self.couplings[i + 1].downwards(volts[i + 1])
+                if i > 0:
+                    pull = pull + self.couplings[i].upwards(volts[i - 1])
+                volts[i] = pull / self.conductances[i]
+        held = self.conductances[-1] * ones[-1]
+        if len(volts) > 1:
+            held = held - self.couplings[-1].upwards(volts[-2])
+        return max(held.min().item(), 0.0)
+
+    def margin(self, cost: Cost, beta: float) -> float:
+        """1 less the share that the nudge takes of what the outputs bear, |beta| over a bound of `largest_beta`."""
+        return 1 - abs(beta) / self.largest_beta(cost, enough=abs(beta))
+
+    def rebind(self, params: Params) -> ResistiveSystem:
+        return ResistiveSystem(self.circuit, params, self.x)
+
+
+def _summed(per_node: Tensor | float) -> Tensor | float:
+    return per_node.sum(1) if isinstance(per_node, Tensor) else per_node
