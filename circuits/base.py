@@ -10,7 +10,8 @@ import cmath
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from collections.abc import Mapping as Named
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,8 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from circuits.costs import Cost
+from circuits.mapping import Mapping, default_mapping
+from devices import Device
 
-Params = Mapping[str, Tensor]
+Params = Named[str, Tensor]
 """Weights, biases and dropout masks by name, as read: W_l is (n_l, n_{l-1}), b_l is (n_l,)."""
 Pairs = Sequence[tuple[Tensor, Tensor]]
 """(post (R, out), pre (R, in)): a matrix as the sum of their products post' pre, a row per sample (and position)."""
@@ -266,6 +269,14 @@ class EnergyCircuit(nn.Module, ABC):
 
     layout: Layout
     weights: tuple[str, ...]
+    window: tuple[float, float] | None = None  # that every weight stays in; None: any is allowed
+
+    def mapping(self, device: Device) -> Mapping:
+        """How its weights are put on cells of this device, unless a chip is told otherwise."""
+        return default_mapping(device)
+
+    def check_mapping(self, mapping: Mapping, device: Device) -> None:
+        """ValueError where the circuit cannot live on cells in this way."""
 
     @abstractmethod
     def bind(self, params: Params, x: Tensor) -> System:

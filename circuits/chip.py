@@ -49,6 +49,8 @@ class Chip:
             raise ValueError(f"w_range = {w_range}; choose w_range > 0, such as 5")
         if not 0 <= read_seconds < math.inf:
             raise ValueError(f"read_seconds = {read_seconds}; choose a finite time >= 0 s")
+        mapping = circuit.mapping(device) if mapping is None else mapping
+        circuit.check_mapping(mapping, device)
         self.circuit, self.device, self.rng = circuit, device, rng
         self.dac, self.trains, self.read_seconds = dac, trains, read_seconds
         self.saturated: dict[str, float] = {}
@@ -61,7 +63,7 @@ class Chip:
                 raise ValueError(
                     f"{name} holds NaN or infinity; check the network before making a chip of it"
                 )
-            w_max = w_range * weight.square().mean().sqrt().item()
+            w_max = mapping.full_scale(weight, w_range, device)
             self.crossbars[name] = Crossbar(
                 tuple(weight.flatten(1).shape),
                 device,

@@ -45,6 +45,10 @@ class Mapping(ABC):
         """The arrays of a weight (rows, cols), on the generator's device."""
         return {name: _fabricate(shape, device, rng, dtype) for name in ("plus", self.other)}
 
+    def full_scale(self, weight: Tensor, w_range: float, device: Device) -> float:
+        """The w_max of a crossbar that begins with this weight: `w_range` times its root mean square."""
+        return w_range * weight.square().mean().sqrt().item()
+
     def scale(self, device: Device) -> float:
         """Change of w over that of a conductance, 1/S."""
         return self.gain / device.window.span
@@ -140,6 +144,41 @@ class _SingleCell(Mapping):
 
     other = "reference"
     gain = 2
+
+    def counts(self, counts: Tensor) -> Arrays:
+        return {"plus": counts}
+
+
+@dataclass(frozen=True)
+class OneCell(Mapping):
+    """w = G / g_max, by one cell per weight, which is its conductance itself: w_max is g_max, and W is in siemens.
+
+    The crossbar of a resistive network, whose lines carry both signs. Conductances end where the device's window does.
+    """
+
+    def check(self, device: Device) -> None:
+        """Fits every device."""
+
+    def fabricate(
+        self, shape: tuple[int, int], device: Device, rng: torch.Generator, dtype: torch.dtype
+    ) -> dict[str, Cells]:
+        return {"plus": _fabricate(shape, device, rng, dtype)}
+
+    def full_scale(self, weight: Tensor, w_range: float, device: Device) -> float:
+        return device.g_max_siemens
+
+    def scale(self, device: Device) -> float:
+        return 1 / device.g_max_siemens
+
+    def weight(self, g: Arrays, device: Device) -> Tensor:
+        return g["plus"] / device.g_max_siemens
+
+    def targets(self, w: Tensor, device: Device, read: Callable[[str], Tensor]) -> Arrays:
+        return {"plus": (w * device.g_max_siemens).clamp(device.g_min_siemens, device.g_max_siemens)}
+
+    def step(self, device: Device) -> float | None:
+        step = device.step_siemens
+        return None if step is None else step / device.g_max_siemens
 
     def counts(self, counts: Tensor) -> Arrays:
         return {"plus": counts}

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from circuits.base import EnergyCircuit, Layout, Params
 from circuits.couplings import Lines
 from circuits.diodes import Diode, IdealDiode
+from circuits.mapping import Mapping, OneCell
 from circuits.resistive_system import ResistiveSystem
+from devices import Device
 
 
 class ResistiveCircuit(EnergyCircuit):
@@ -70,7 +72,7 @@ class ResistiveCircuit(EnergyCircuit):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} = {value}; choose a finite value > 0")
         self.diode = IdealDiode() if diode is None else diode
-        self.window = window
+        self.window = tuple(window)
         self.capacitance_farads, self.input_volts, self.bias_volts = (
             capacitance_farads,
             input_volts,
@@ -89,6 +91,20 @@ class ResistiveCircuit(EnergyCircuit):
             nn.init.uniform_(crossbar.weight, window[0], sum(window) / 2, generator=rng)
             self.layers.append(crossbar)
         self.weights = tuple(f"layers.{i}.weight" for i in range(len(self.layers)))
+
+    def mapping(self, device: Device) -> Mapping:
+        return OneCell()
+
+    def check_mapping(self, mapping: Mapping, device: Device) -> None:
+        if not isinstance(mapping, OneCell):
+            raise ValueError(
+                f"{mapping} makes weights of differences; a conductance is one cell: choose OneCell()"
+            )
+        if self.window[0] < device.g_min_siemens or self.window[1] > device.g_max_siemens:
+            raise ValueError(
+                f"window {self.window} S of the circuit is wider than that of the cells, {device.g_min_siemens:g} to "
+                f"{device.g_max_siemens:g} S; make the circuit with a window that they can reach"
+            )
 
     def bind(self, params: Params, x: Tensor) -> ResistiveSystem:
         return ResistiveSystem(self, params, self.check_input(x, params))

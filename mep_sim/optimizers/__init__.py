@@ -8,7 +8,12 @@ from mep_sim.optimizers.strategies.consolidation import (
     NoConsolidation,
     PrecisionConsolidation,
 )
-from mep_sim.optimizers.strategies.constraint import ConstraintStrategy, NoConstraint, SpectralConstraint
+from mep_sim.optimizers.strategies.constraint import (
+    ConstraintStrategy,
+    NoConstraint,
+    SpectralConstraint,
+    WindowConstraint,
+)
 from mep_sim.optimizers.strategies.dion import DionUpdate
 from mep_sim.optimizers.strategies.ep import EPGradient
 from mep_sim.optimizers.strategies.exact import BackpropGradient, ImplicitGradient
@@ -71,6 +76,7 @@ __all__ = [
     "Surprise",
     "SurpriseGated",
     "UpdateStrategy",
+    "WindowConstraint",
     "WriteFeedback",
     "WriteResidual",
     "orthogonalise",

@@ -14,7 +14,12 @@ from circuits import EnergyCircuit, FeedforwardCircuit
 from circuits.base import Pairs
 from circuits.chip import Chip
 from mep_sim.optimizers.strategies.consolidation import ConsolidationStrategy, Evidence, NoConsolidation
-from mep_sim.optimizers.strategies.constraint import ConstraintStrategy, NoConstraint, module_of
+from mep_sim.optimizers.strategies.constraint import (
+    ConstraintStrategy,
+    NoConstraint,
+    default_constraint,
+    module_of,
+)
 from mep_sim.optimizers.strategies.exact import BackpropGradient
 from mep_sim.optimizers.strategies.feedback import (
     ErrorFeedback,
@@ -65,7 +70,8 @@ class CompositeOptimizer(torch.optim.Optimizer):
             raise ValueError(f"clip_norm = {clip_norm}; choose a norm > 0, such as 1, or None")
         self.gradient = gradient or BackpropGradient()
         self.update = update or PlainUpdate()
-        self.constraint = constraint or NoConstraint()
+        self.circuit = _circuit_of(model, chip)
+        self.constraint = constraint or default_constraint(self.circuit)
         self.clip_norm = clip_norm
         self.consolidation = consolidation or NoConsolidation()
         self.chip = chip
@@ -75,7 +81,6 @@ class CompositeOptimizer(torch.optim.Optimizer):
             self._check_trains()
         if chip is not None:
             self.write_feedback.check(chip)
-        self.circuit = _circuit_of(model, chip)
         self.constraint.check(self.circuit)
         self.consolidation.check(self.circuit)
         is_exact = isinstance(self.gradient, BackpropGradient)
@@ -141,7 +146,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
         allowed = {
             "feedback": NoFeedback(),
             "write_feedback": NoWriteFeedback(),
-            "constraint": NoConstraint(),
+            "constraint": default_constraint(self.circuit),  # cells keep to their window themselves
             "consolidation": NoConsolidation(),
         }
         for name, value in {**allowed, "clip_norm": None}.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,12 @@ from circuits.norms import conv_norm
 class ConstraintStrategy(ABC):
     def check(self, circuit: EnergyCircuit | None) -> None:
         """ValueError where the constraint means nothing on this circuit; None: parameters without a circuit."""
+        if circuit is not None and circuit.window is not None:
+            low, high = circuit.window
+            raise ValueError(
+                f"{type(self).__name__} lets weights leave [{low:g}, {high:g}], where those of a "
+                f"{type(circuit).__name__} have to stay: choose WindowConstraint({low:g}, {high:g}), the default"
+            )
 
     def check_weight(self, name: str, weight: Tensor) -> None:
         """ValueError where the constraint cannot bound a weight of this shape."""
@@ -38,6 +45,40 @@ class NoConstraint(ConstraintStrategy):
         self, proposed: dict[str, Tensor], circuit: EnergyCircuit | None, state: Mapping[str, dict]
     ) -> dict[str, Tensor]:
         return proposed
+
+
+@dataclass(frozen=True)
+class WindowConstraint(ConstraintStrategy):
+    """low <= w <= high, weight by weight: conductances, in siemens, of a resistive network, whose equilibrium is unique
+    whatever they are. Finite low < high."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(
+                f"window [{self.low}, {self.high}]; choose finite low < high, such as 1e-7 and 1e-4 S"
+            )
+
+    def check(self, circuit: EnergyCircuit | None) -> None:
+        if circuit is None or circuit.window is None:
+            return
+        low, high = circuit.window
+        if self.low < low or self.high > high:
+            raise ValueError(
+                f"{self} is wider than the window of the circuit, {circuit.window}: stay within it"
+            )
+
+    def project(
+        self, proposed: dict[str, Tensor], circuit: EnergyCircuit | None, state: Mapping[str, dict]
+    ) -> dict[str, Tensor]:
+        return {name: w.clamp(self.low, self.high) for name, w in proposed.items()}
+
+
+def default_constraint(circuit: EnergyCircuit | None) -> ConstraintStrategy:
+    """What weights must not leave, where a circuit says so, and nothing else."""
+    return NoConstraint() if circuit is None or circuit.window is None else WindowConstraint(*circuit.window)
 
 
 @dataclass(frozen=True)
