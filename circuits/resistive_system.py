@@ -98,9 +98,11 @@ class ResistiveSystem(System):
         origin, currents = [], []
         for i, (v, pull) in enumerate(zip(layers, pulls, strict=True)):
             if isinstance(self.elements[i], Walls):
-                z0 = 0.0 if self.origin is None else self.layout.split(self.origin)[i]
-                v = self.elements[i].rest(pull, self.conductances[i]) + z0
-                currents.append(pull - self.conductances[i] * (v - z0))
+                open_rest = pull / self.conductances[i]
+                rest = self.elements[i].rest(pull, self.conductances[i])
+                # a difference of voltages, which is 0 to the bit where nothing presses
+                currents.append(self.conductances[i] * (open_rest - rest))
+                v = rest if self.origin is None else rest + self.layout.split(self.origin)[i]
             else:
                 currents.append(torch.zeros_like(v))
             origin.append(v)
@@ -315,17 +317,15 @@ class ResistiveSystem(System):
 
     def fastest_rate(self) -> float:
         """By Gershgorin's circles, with the steepest diodes that sources of this voltage can drive; per second."""
-        highest = self.source.abs().amax().item()
-        highest = max(highest, self.circuit.bias_volts or 0.0)
-        fastest = 0.0
-        for i, (g, diode) in enumerate(zip(self.conductances, self.elements, strict=True)):
-            reach = highest * max(self.circuit.amplification, 1.0) ** i
-            steepest = diode.steepest(2 * g * reach)
-            fastest = max(fastest, (2 * g + steepest).max().item())
+        highest = self.source.abs().amax().clamp(min=self.circuit.bias_volts or 0.0)
+        reach = max(self.circuit.amplification, 1.0)
+        rates = [
+            (2 * g + diode.steepest(2 * g * highest * reach**i)).max()
+            for i, (g, diode) in enumerate(zip(self.conductances, self.elements, strict=True))
+        ]
         if self.nudge is not None:
-            strength = self.nudge.curvature * (1 + self.circuit.paired_output) / self.shares[-1]
-            fastest = max(fastest, (2 * self.conductances[-1]).max().item() + strength)
-        return fastest / self.circuit.capacitance_farads
+            rates[-1] = rates[-1] + self.nudge.curvature * (1 + self.circuit.paired_output) / self.shares[-1]
+        return torch.stack(rates).max().item() / self.circuit.capacitance_farads
 
     def slowest_rate(self) -> float:
         """An upper bound of the slowest decay, per second: no node alone is slower than the network. It holds of the

@@ -16,7 +16,6 @@ from circuits.chip import Chip
 from mep_sim.optimizers.strategies.consolidation import ConsolidationStrategy, Evidence, NoConsolidation
 from mep_sim.optimizers.strategies.constraint import (
     ConstraintStrategy,
-    NoConstraint,
     default_constraint,
     module_of,
 )
