@@ -39,9 +39,7 @@ class LineElimination:
     admittance: (S + P, S + P), currents into all terminals [a, b] of the voltages at them.
     """
 
-    def __init__(
-        self, g: np.ndarray, inner_ohm: float, outer_ohm: float, inner_end: float, outer_end: float
-    ):
+    def __init__(self, g: np.ndarray, inner_ohm: float, outer_ohm: float, inner_end: float, outer_end: float):
         self.g = np.ascontiguousarray(g, dtype=np.float64)
         self._link, self._end = 1 / outer_ohm, 1 / outer_end
         self._chain = _Chain(self.g, 1 / inner_ohm, 1 / inner_end)
@@ -101,7 +99,6 @@ class _Chain:
 
     def __init__(self, g: np.ndarray, link: float, end: float):
         self.g, self._link = g, link
-        s_count, p_count = g.shape
         diagonal = g + 2 * link
         diagonal[:, 0] += end - link
         diagonal[:, -1] -= link
