@@ -112,9 +112,9 @@ def ladder_conductance(conductance: Tensor, wires: Wires, selected: Tensor | Non
 
     The cell (i, j) lies between two Thevenin equivalents: what word line j brings to it, and, by reciprocity, the share
     of its current that bit line i takes to the output. Both lines are ladders, loaded by their other cells and by the
-    resistance of the lines that these lead to. Exact where no loop of cells joins more than two lines; loops are what
-    is left out. Errs by less than a tenth while the mean conductance times a segment's resistance times the square of a line's length
-    is below about 1, and `WiredArray.approximation_error` says by how much.
+    resistance of the lines that these lead to. Exact where cells close no loop; what goes round loops is left out. That
+    is less than a tenth while the mean conductance times the resistance of a segment times the square of a line's
+    length is below about 1; `WiredArray.approximation_error` says how much it is.
     """
     check_conductance(conductance)
     g = conductance.double()
