@@ -25,6 +25,9 @@ inverse of P x P a block, and no product of matrices. The work is S P^3, so P sh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cached_property
+
 import numpy as np
 from scipy.linalg.blas import dsymm
 from scipy.linalg.lapack import dpotrf, dpotri
@@ -36,61 +39,76 @@ class LineElimination:
     g: cells (S, P) in siemens, >= 0. inner_ohm, outer_ohm: a wire segment, > 0. inner_end, outer_end: from a terminal
     to the first node of its line, segment included, > 0.
 
-    admittance: (S + P, S + P), currents into all terminals [a, b] of the voltages at them.
+    Off the diagonals of what it gives everything adds up with one sign, so that no digits are lost; the diagonals
+    follow from the sums of rows, which are 0.
     """
 
     def __init__(self, g: np.ndarray, inner_ohm: float, outer_ohm: float, inner_end: float, outer_end: float):
         self.g = np.ascontiguousarray(g, dtype=np.float64)
         self._link, self._end = 1 / outer_ohm, 1 / outer_end
         self._chain = _Chain(self.g, 1 / inner_ohm, 1 / inner_end)
-        self._inverses = self._chain.eliminated()  # M_s, overwritten by D_s^-1; one triangle of each
-        self.admittance = self._eliminate()
+        self._inverses = self._chain.eliminated()  # M_s, to become D_s^-1; of both there are lower triangles
+        self._drives = self._chain.currents(np.ones((*self.g.shape, 1)))[
+            :, :, 0
+        ]  # M_s 1: what 1 V at a_s drives
+        self._factorise()
 
-    def _eliminate(self) -> np.ndarray:
-        """Turns M_s into D_s^-1 and brings the terminals' admittance along.
-
-        Off its diagonal everything adds up with one sign, so that no digits are lost; the diagonal follows from
-        the rows' sums, which are 0.
-        """
-        s_count, p_count = self.g.shape
-        link, diagonal = self._link, np.arange(p_count)
-        drives = self._chain.currents(np.ones((1, s_count, p_count)))[0]  # M_s 1: what 1 V at a_s drives
-        reaching = np.zeros((p_count, s_count), order="F")  # of a_0..a_s, what arrives at block s
-        y = np.zeros((s_count + p_count, s_count + p_count))
-        y_aa = np.zeros((s_count, s_count), order="F")
-        for s in range(s_count):
-            d = self._inverses[s]
-            d[diagonal, diagonal] += self._end if s == s_count - 1 else link
+    def _factorise(self) -> None:
+        last, diagonal = len(self.g) - 1, np.arange(self.g.shape[1])
+        for s, d in enumerate(self._inverses):
+            d[diagonal, diagonal] += self._end if s == last else self._link
             if s:
-                d[diagonal, diagonal] += link
-                d -= link**2 * self._inverses[s - 1]
+                d[diagonal, diagonal] += self._link
+                d -= self._link**2 * self._inverses[s - 1]
             _invert(d)
-            reaching[:, s] = drives[s]
-            passed = reaching[:, : s + 1]
-            lifted = dsymm(1.0, d.T, passed)
-            y_aa[: s + 1, : s + 1] -= passed.T @ lifted
-            passed[:] = link * lifted
-        y[:s_count, :s_count] = y_aa
-        y[s_count:, :s_count] = -self._end * lifted
-        y[:s_count, s_count:] = y[s_count:, :s_count].T
-        last = np.tril(self._inverses[-1])
-        y[s_count:, s_count:] = -(self._end**2) * (last + last.T)
-        np.fill_diagonal(y, 0)
+
+    @cached_property
+    def mutual(self) -> np.ndarray:
+        """(P, S): currents into the terminals b of the voltages at a, <= 0. About S^2 P^2 / 2 multiply-adds."""
+        *_, lifted = self._forward()
+        return -self._end * lifted
+
+    @cached_property
+    def admittance(self) -> np.ndarray:
+        """(S + P, S + P): currents into all terminals [a, b] of the voltages at them. Twice the work of `mutual`."""
+        s_count, p_count = self.g.shape
+        y = np.zeros((s_count + p_count, s_count + p_count))
+        lifted = list(self._forward())
+        y[s_count:, :s_count] = -self._end * lifted[-1]
+        found = 0.0
+        for s in reversed(range(s_count)):  # the drops at block s, of 1 V at each of a_0..a_s
+            found = found + lifted.pop()
+            y[s, : s + 1] = -self._drives[s] @ found
+            if s:
+                found = dsymm(self._link, self._inverses[s - 1].T, found[:, :s])
+        y[s_count:, s_count:] = -(self._end**2) * self._inverses[-1]
+        y = np.tril(y, -1)
+        y += y.T
         np.fill_diagonal(y, -y.sum(1))
         return y
 
+    def _forward(self) -> Iterator[np.ndarray]:
+        """Block after block: the drops there (P, s + 1) of 1 V at each of a_0..a_s, if block s was the last."""
+        arriving = np.zeros(self.g.shape[::-1], order="F")
+        for s, d in enumerate(self._inverses):
+            arriving[:, s] = self._drives[s]
+            lifted = dsymm(
+                1.0, d.T, arriving[:, : s + 1]
+            )  # of d.T, row-major, it reads the triangle there is
+            yield lifted
+            np.multiply(lifted, self._link, out=arriving[:, : s + 1])
+
     def cell_volts(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """u (B, S, P) across the cells, for terminals held at a (B, S) and b (B, P)."""
-        volts = a[:, :, None] - b[:, None, :]
-        pushed = self._chain.currents(volts).swapaxes(0, 1)  # (S, B, P), as the blocks are read
-        drop = np.empty_like(pushed)
-        arriving = 0.0
-        for s, d in enumerate(self._inverses):  # dsymm reads the triangle that there is, and columns
-            drop[s] = dsymm(1.0, d.T, (pushed[s] + arriving).T).T
-            arriving = self._link * drop[s]
+        volts = a.T[:, None] - b.T  # (S, P, B)
+        drop = self._chain.currents(volts)
+        for s, d in enumerate(self._inverses):
+            if s:
+                drop[s] += self._link * drop[s - 1]
+            drop[s] = dsymm(1.0, d.T, drop[s].T, side=1).T
         for s in range(len(drop) - 2, -1, -1):
-            drop[s] += dsymm(self._link, self._inverses[s].T, drop[s + 1].T).T
-        return self._chain.cell_volts(volts - drop.swapaxes(0, 1))
+            drop[s] += dsymm(self._link, self._inverses[s].T, drop[s + 1].T, side=1).T
+        return self._chain.cell_volts(volts - drop).transpose(2, 0, 1)
 
 
 class _Chain:
@@ -122,19 +140,20 @@ class _Chain:
         return inverse
 
     def cell_volts(self, volts: np.ndarray) -> np.ndarray:
-        """volts (B, S, P) less the drop along the lines, T_s^-1 g_s volts."""
-        drop = np.ascontiguousarray((self.g * volts).transpose(2, 1, 0))  # (P, S, B): the chain leads
-        ratios = (self._link / self._pivots)[:, :, None]
-        for p in range(1, len(drop)):
-            drop[p] += ratios[p - 1] * drop[p - 1]
-        drop /= self._pivots[:, :, None]
-        for p in range(len(drop) - 2, -1, -1):
-            drop[p] += ratios[p] * drop[p + 1]
-        return volts - drop.transpose(2, 1, 0)
+        """volts (S, P, B) less the drop along the lines, T_s^-1 g_s volts."""
+        drop = self.g[:, :, None] * volts
+        ratios, inverse = (self._link / self._pivots)[:, :, None], (1 / self._pivots)[:, :, None]
+        for p in range(1, drop.shape[1]):
+            drop[:, p] += ratios[p - 1] * drop[:, p - 1]
+        drop[:, -1] *= inverse[-1]
+        for p in range(drop.shape[1] - 2, -1, -1):
+            drop[:, p] *= inverse[p]
+            drop[:, p] += ratios[p] * drop[:, p + 1]
+        return np.subtract(volts, drop, out=drop)
 
     def currents(self, volts: np.ndarray) -> np.ndarray:
-        """M_s volts, (B, S, P)."""
-        return self.g * self.cell_volts(volts)
+        """M_s volts, (S, P, B)."""
+        return self.g[:, :, None] * self.cell_volts(volts)
 
 
 def _pivots(diagonal: np.ndarray, link: float) -> np.ndarray:

@@ -36,9 +36,12 @@ class WiredArray:
     out = 3 and in = 2; it is badcrossbar's, whose matrix of resistances is the transpose of `conductance`.
 
     The cells are those at construction. One elimination, made when first needed, serves all inputs and all gradients:
-    about max(out, in) min(out, in)^3 multiply-adds and max(out, in) min(out, in)^2 numbers of 8 bytes (17 MB for
-    128 x 128, 1.1 GB for 512 x 512). What is returned has the type and device of the voltages given; `admittance` and
-    `transfer` are float64 on the device of the cells, as is `series_siemens` (out, in), of cells and transistors.
+    with L lines of the more numerous kind and l of the other about L l^3 multiply-adds, L^2 l^2 more for the terminals,
+    and L l^2 numbers of 8 bytes (17 MB for 128 x 128, 1.1 GB for 512 x 512). Of 16 digits currents lose about as many
+    as the largest resistance among the wires has more than the smallest segment.
+
+    What is returned has the type and device of the voltages given; `admittance` and `transfer` are float64 on the
+    device of the cells, as is `series_siemens` (out, in), of cells and transistors.
     """
 
     def __init__(self, conductance: Tensor, wires: Wires, selected: Tensor | None = None):
@@ -55,21 +58,29 @@ class WiredArray:
 
     def matvec(self, v_in: Tensor) -> Tensor:
         """Currents (B, out), A, out of the array into virtual grounds behind load_ohm, for v_in (B, in), V."""
-        return -self.currents(v_in, v_in.new_zeros(len(v_in), self.shape[0]))[1]
+        v_out = v_in.new_zeros(len(v_in), self.shape[0])
+        if self._has_gradient:
+            return -self.currents(v_in, v_out)[1]
+        self._check(v_in, v_out)
+        return _times(v_in, self._mutual)
 
     def rmatvec(self, v_out: Tensor) -> Tensor:
         """The transpose of `matvec`: currents (B, in) out of the inputs at virtual ground, for v_out (B, out)."""
-        return -self.currents(v_out.new_zeros(len(v_out), self.shape[1]), v_out)[0]
+        v_in = v_out.new_zeros(len(v_out), self.shape[1])
+        if self._has_gradient:
+            return -self.currents(v_in, v_out)[0]
+        self._check(v_in, v_out)
+        return _times(v_out, self._mutual.T)
 
     def currents(self, v_in: Tensor, v_out: Tensor) -> tuple[Tensor, Tensor]:
         """Currents (B, in) and (B, out), A, that flow into the array from its terminals, held at v_in (B, in) and v_out
         (B, out), V. Differentiable (once) with respect to both and to the conductances."""
         self._check(v_in, v_out)
         volts = torch.cat([v_in, v_out], 1)
-        if self.conductance.requires_grad and torch.is_grad_enabled():
+        if self._has_gradient:
             currents = _Currents.apply(self.conductance, volts, self)
         else:
-            currents = self._currents(volts)
+            currents = _times(volts, self._admittance)
         n_out, n_in = self.shape
         return currents.split([n_in, n_out], 1)
 
@@ -141,9 +152,16 @@ class WiredArray:
             y = y[::-1, ::-1].copy()
         return torch.from_numpy(y).to(self.series_siemens.device)
 
-    def _currents(self, volts: Tensor) -> Tensor:
-        """(B, in + out) for terminals at volts (B, in + out)."""
-        return (volts.double() @ self._admittance.to(volts.device)).to(volts.dtype)
+    @cached_property
+    def _mutual(self) -> Tensor:
+        """(in, out): what `matvec` multiplies by."""
+        mutual = -self._elimination.mutual  # (outer, inner)
+        mutual = mutual.T if self._inner_is_word else mutual[::-1, ::-1]
+        return torch.from_numpy(mutual.copy()).to(self.series_siemens.device)
+
+    @property
+    def _has_gradient(self) -> bool:
+        return self.conductance.requires_grad and torch.is_grad_enabled()
 
     def _cell_volts(self, volts: Tensor) -> Tensor:
         n_in = self.shape[1]
@@ -166,6 +184,11 @@ class WiredArray:
                 )
 
 
+def _times(volts: Tensor, siemens: Tensor) -> Tensor:
+    """volts @ siemens in float64, with the type and device of the volts."""
+    return (volts.double() @ siemens.to(volts.device)).to(volts.dtype)
+
+
 class _Currents(torch.autograd.Function):
     """Terminal currents Y v. With the adjoint voltages a, the gradient of a' Y v with respect to a cell is the product
     of what a and v leave across it, summed over the batch; with respect to v it is Y a, for Y is symmetric."""
@@ -174,7 +197,7 @@ class _Currents(torch.autograd.Function):
     def forward(ctx, conductance: Tensor, volts: Tensor, array: WiredArray) -> Tensor:
         ctx.save_for_backward(volts)
         ctx.array, ctx.like = array, conductance.detach()
-        return array._currents(volts)
+        return _times(volts, array._admittance)
 
     @staticmethod
     @once_differentiable
@@ -185,4 +208,4 @@ class _Currents(torch.autograd.Function):
             both = ctx.array._cell_volts(torch.cat([volts, adjoint]).double())
             forward, backward = both.split(len(volts))
             cells = (forward * backward).sum(0).to(ctx.like)
-        return cells, ctx.array._currents(adjoint) if ctx.needs_input_grad[1] else None, None
+        return cells, _times(adjoint, ctx.array._admittance) if ctx.needs_input_grad[1] else None, None

@@ -41,6 +41,7 @@ class Wires:
     line's terminal to its first cell; without wires there is nothing to solve.
     source_ohm, load_ohm: in series with every input and every output terminal, >= 0.
     access: transistors in series with the cells, or None, a passive array.
+    Beyond a ratio of 1e9 between any of these resistances and a segment float64 would not leave six digits.
     """
 
     word_ohm: float = 1.0
@@ -59,6 +60,12 @@ class Wires:
         for name in ("source_ohm", "load_ohm"):
             if not (math.isfinite(value := getattr(self, name)) and value >= 0):
                 raise ValueError(f"{name} = {value}; choose a finite resistance >= 0 Ohm")
+        segment = min(self.word_ohm, self.bit_ohm)
+        if (most := max(self.word_ohm, self.bit_ohm, self.source_ohm, self.load_ohm)) > 1e9 * segment:
+            raise ValueError(
+                f"wires of {most} Ohm and of {segment} Ohm a segment; choose resistances within a ratio of 1e9: a "
+                "larger segment, or less in series"
+            )
         if not (self.access is None or isinstance(self.access, AccessTransistor)):
             raise ValueError(f"access = {self.access!r}; choose an AccessTransistor, or None")
 
