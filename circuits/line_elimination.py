@@ -48,9 +48,8 @@ class LineElimination:
         self._link, self._end = 1 / outer_ohm, 1 / outer_end
         self._chain = _Chain(self.g, 1 / inner_ohm, 1 / inner_end)
         self._inverses = self._chain.eliminated()  # M_s, to become D_s^-1; of both there are lower triangles
-        self._drives = self._chain.currents(np.ones((*self.g.shape, 1)))[
-            :, :, 0
-        ]  # M_s 1: what 1 V at a_s drives
+        ones = np.ones((*self.g.shape[::-1], 1))
+        self._drives = self._chain.currents(ones)[:, :, 0].T  # M_s 1: what 1 V at a_s drives, (S, P)
         self._factorise()
 
     def _factorise(self) -> None:
@@ -100,15 +99,16 @@ class LineElimination:
 
     def cell_volts(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """u (B, S, P) across the cells, for terminals held at a (B, S) and b (B, P)."""
-        volts = a.T[:, None] - b.T  # (S, P, B)
+        volts = a.T - np.ascontiguousarray(b.T)[:, None]  # (P, S, B)
         drop = self._chain.currents(volts)
+        arriving = 0.0
         for s, d in enumerate(self._inverses):
-            if s:
-                drop[s] += self._link * drop[s - 1]
-            drop[s] = dsymm(1.0, d.T, drop[s].T, side=1).T
-        for s in range(len(drop) - 2, -1, -1):
-            drop[s] += dsymm(self._link, self._inverses[s].T, drop[s + 1].T, side=1).T
-        return self._chain.cell_volts(volts - drop).transpose(2, 0, 1)
+            drop[:, s] = dsymm(1.0, d.T, (drop[:, s] + arriving).T, side=1).T
+            arriving = self._link * drop[:, s]
+        for s in range(len(self.g) - 2, -1, -1):
+            drop[:, s] += dsymm(self._link, self._inverses[s].T, drop[:, s + 1].T, side=1).T
+        volts -= drop
+        return self._chain.cell_volts(volts).transpose(2, 1, 0)
 
 
 class _Chain:
@@ -117,6 +117,7 @@ class _Chain:
 
     def __init__(self, g: np.ndarray, link: float, end: float):
         self.g, self._link = g, link
+        self._cells = np.ascontiguousarray(g.T)[:, :, None]  # (P, S, 1): the chain leads
         diagonal = g + 2 * link
         diagonal[:, 0] += end - link
         diagonal[:, -1] -= link
@@ -140,20 +141,21 @@ class _Chain:
         return inverse
 
     def cell_volts(self, volts: np.ndarray) -> np.ndarray:
-        """volts (S, P, B) less the drop along the lines, T_s^-1 g_s volts."""
-        drop = self.g[:, :, None] * volts
-        ratios, inverse = (self._link / self._pivots)[:, :, None], (1 / self._pivots)[:, :, None]
-        for p in range(1, drop.shape[1]):
-            drop[:, p] += ratios[p - 1] * drop[:, p - 1]
-        drop[:, -1] *= inverse[-1]
-        for p in range(drop.shape[1] - 2, -1, -1):
-            drop[:, p] *= inverse[p]
-            drop[:, p] += ratios[p] * drop[:, p + 1]
+        """volts (P, S, B) less the drop along the lines, T_s^-1 g_s volts."""
+        drop = self._cells * volts
+        ratios = (self._link / self._pivots)[:, :, None]
+        for p in range(1, len(drop)):
+            drop[p] += ratios[p - 1] * drop[p - 1]
+        drop /= self._pivots[:, :, None]
+        for p in range(len(drop) - 2, -1, -1):
+            drop[p] += ratios[p] * drop[p + 1]
         return np.subtract(volts, drop, out=drop)
 
     def currents(self, volts: np.ndarray) -> np.ndarray:
-        """M_s volts, (S, P, B)."""
-        return self.g[:, :, None] * self.cell_volts(volts)
+        """M_s volts, (P, S, B)."""
+        across = self.cell_volts(volts)
+        across *= self._cells
+        return across
 
 
 def _pivots(diagonal: np.ndarray, link: float) -> np.ndarray:

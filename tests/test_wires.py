@@ -335,7 +335,7 @@ def test_cells_out_of_range_are_refused(conductance, message):
     ],
 )
 def test_wires_out_of_range_are_refused(setting):
-    with pytest.raises(ValueError, match="1e9" if len(setting) > 1 else f"{next(iter(setting))} = "):
+    with pytest.raises(ValueError, match="1e8" if len(setting) > 1 else f"{next(iter(setting))} = "):
         Wires(**setting)
 
 
