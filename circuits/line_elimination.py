@@ -39,6 +39,7 @@ class LineElimination:
     g: cells (S, P) in siemens, >= 0. inner_ohm, outer_ohm: a wire segment, > 0. inner_end, outer_end: from a terminal
     to the first node of its line, segment included, > 0.
 
+    Of symmetric matrices there are lower triangles only: the upper ones of their transposes, which LAPACK reads.
     Off the diagonals of what it gives everything adds up with one sign, so that no digits are lost; the diagonals
     follow from the sums of rows, which are 0.
     """
@@ -47,7 +48,7 @@ class LineElimination:
         self.g = np.ascontiguousarray(g, dtype=np.float64)
         self._link, self._end = 1 / outer_ohm, 1 / outer_end
         self._chain = _Chain(self.g, 1 / inner_ohm, 1 / inner_end)
-        self._inverses = self._chain.eliminated()  # M_s, to become D_s^-1; of both there are lower triangles
+        self._inverses = self._chain.eliminated()  # M_s, to become D_s^-1
         ones = np.ones((*self.g.shape[::-1], 1))
         self._drives = self._chain.currents(ones)[:, :, 0].T  # M_s 1: what 1 V at a_s drives, (S, P)
         self._factorise()
@@ -91,9 +92,7 @@ class LineElimination:
         arriving = np.zeros(self.g.shape[::-1], order="F")
         for s, d in enumerate(self._inverses):
             arriving[:, s] = self._drives[s]
-            lifted = dsymm(
-                1.0, d.T, arriving[:, : s + 1]
-            )  # of d.T, row-major, it reads the triangle there is
+            lifted = dsymm(1.0, d.T, arriving[:, : s + 1])
             yield lifted
             np.multiply(lifted, self._link, out=arriving[:, : s + 1])
 
@@ -129,6 +128,7 @@ class _Chain:
         """M_s = g - g T_s^-1 g, (S, P, P): the lower triangles; the upper ones are 0."""
         s_count, p_count = self.g.shape
         ratios = self._link / self._pivots
+        # T^-1 over its diagonal is a product of ratios, from one node to the other
         inverse = np.zeros((s_count, p_count, p_count))
         inverse[:, 0, 0] = 1
         for p in range(1, p_count):

@@ -35,10 +35,10 @@ class WiredArray:
     "word" and "bit" are segments of word_ohm and bit_ohm; the end of a line is behind a segment too. The drawing has
     out = 3 and in = 2; it is badcrossbar's, whose matrix of resistances is the transpose of `conductance`.
 
-    The cells are those at construction. One elimination, made when first needed, serves all inputs and all gradients:
-    with L lines of the more numerous kind and l of the other about L l^3 multiply-adds, L^2 l^2 more for the terminals,
-    and L l^2 numbers of 8 bytes (17 MB for 128 x 128, 1.1 GB for 512 x 512). Of 16 digits currents lose about as many
-    as the largest resistance among the wires has more than the smallest segment.
+    Do not change `conductance` in place while the array is in use. One elimination, made when first needed, serves all
+    inputs and all gradients: with L lines of the more numerous kind and l of the other about L l^3 multiply-adds,
+    L^2 l^2 more for the terminals, and L l^2 numbers of 8 bytes (17 MB for 128 x 128, 1.1 GB for 512 x 512). Of 16
+    digits currents lose about as many as the largest resistance among the wires has more than the smallest segment.
 
     What is returned has the type and device of the voltages given; `admittance` and `transfer` are float64 on the
     device of the cells, as is `series_siemens` (out, in), of cells and transistors.

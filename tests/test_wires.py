@@ -237,6 +237,18 @@ def test_results_have_the_type_of_the_voltages():
     assert array.admittance().dtype == array.transfer().dtype == F64
 
 
+@pytest.mark.cuda
+def test_cells_and_voltages_may_be_on_a_gpu():
+    g, v_in, v_out = cells(4, 5), volts(2, 5).cuda(), volts(2, 4).cuda()
+    learned, array = g.cuda().requires_grad_(), WiredArray(g, Wires())
+    found = WiredArray(learned, Wires())
+    found.matvec(v_in).sum().backward()
+    assert learned.grad.is_cuda
+    assert array.matvec(v_in).is_cuda
+    assert torch.allclose(found.matvec(v_in), array.matvec(v_in), rtol=1e-12)
+    assert torch.allclose(found.cell_volts(v_in, v_out), array.cell_volts(v_in, v_out), rtol=1e-12)
+
+
 # -- approximation -----------------------------------------------------------------------------------
 
 
