@@ -84,7 +84,7 @@ class Equilibrium:
     relative_residual (B,): residual over `System.scale`: max |state| (free), or the nudge it has
     to resolve (nudged); converged (B,) bool: relative_residual <= the tolerance asked for;
     evaluations: sweeps, or evaluations of the flow; time (B,): simulated time until each sample settled,
-    in time constants (0 on the sweep path, which has no time).
+    in the circuit's unit of time (0 on the sweep path, which has no time).
     """
 
     state: Tensor
@@ -166,6 +166,23 @@ class System(ABC):
     def fastest_rate(self) -> float:
         """An upper bound of the flow's largest |eigenvalue|, in inverse time constants: what an
         explicit solver's step has to respect. It holds for every sample, from the weights alone."""
+
+    def slowest_rate(self) -> float | None:
+        """An upper bound of the flow's slowest decay rate, per unit of time: settling to a tolerance takes at least
+        ln(1 / tolerance) over it. None where it is not known."""
+        return None
+
+    def proximal(self, tau: float, centre: Tensor) -> System:
+        """The system that rests at argmin_v E(v) + sum_i m_i (v_i - c_i)^2 / (2 tau), where m_i is the inertia in
+        flow = -(dE/dv_i) / m_i (a capacitance in farads; 1 for unit time constants).
+
+        It rests where v = c + tau flow(v): an implicit Euler step of tau > 0 from the centre c (B, n). Its
+        coordinates are this system's, and its `sweeps` find the point. ValueError where a circuit has none.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no implicit step: its flow is not stiff; choose an ODE solver, such as "
+            "ODE('dopri5')"
+        )
 
     @abstractmethod
     def largest_beta(self, cost: Cost, enough: float = math.inf) -> float:

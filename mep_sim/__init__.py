@@ -2,12 +2,13 @@
 
 from mep_sim.monitor import EPMonitor
 from mep_sim.presets import eqprop, local_ep, muon_backprop, natural_ep, sdmep, smep
-from mep_sim.settling import ODE, EPWarning, SettlingError, Sweep, settle
+from mep_sim.settling import ODE, EPWarning, Implicit, SettlingError, Sweep, settle
 
 __all__ = [
     "ODE",
     "EPMonitor",
     "EPWarning",
+    "Implicit",
     "SettlingError",
     "Sweep",
     "eqprop",
