@@ -53,6 +53,7 @@ __all__ = [
     "Subcircuit",
     "TransientAnalysis",
     "VoltageSource",
+    "number",
     "write",
 ]
 
