@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def check_subcircuit(subcircuit: Subcircuit) -> None:
-    """Refuses ports that are listed twice or are ground, and what `_check_scope` does."""
+    """Refuses ports that are none, listed twice or ground, and what `_check_scope` does."""
+    if not subcircuit.ports:
+        raise ValueError(f"subcircuit {subcircuit.name} has no ports; give at least one")
     _check_unique(subcircuit.ports, f"port of subcircuit {subcircuit.name}")
     if GROUND in subcircuit.ports:
         raise ValueError(
