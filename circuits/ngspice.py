@@ -42,7 +42,7 @@ class NgspiceError(RuntimeError):
 
 
 def thermal_volts(celsius: float = CELSIUS) -> float:
-    """kT/q in volts with the constants of ngspice 39, which are not those of the SI of 2019 (5e-7 apart)."""
+    """kT/q in volts with the constants of ngspice 39, which are not those of the SI of 2019 (3e-7 apart)."""
     return 1.38064852e-23 * (celsius + 273.15) / 1.6021766208e-19
 
 
@@ -109,7 +109,9 @@ def _call(arguments: list[str], folder: str | None, timeout_s: float) -> str:
 def _complaints(log: str) -> str:
     """The lines of a log that say what went wrong, or its last ones."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    telling = [line for line in lines if re.search(r"(?i)error|warning|doAnalyses|singular|abort|fail", line)]
+    telling = [
+        line for line in lines if re.search(r"(?i)error|doAnalyses|singular|trouble|abort|failed -", line)
+    ]
     return "\n".join((telling or lines)[-20:]) or "(it said nothing)"
 
 
@@ -173,12 +175,13 @@ def _swept(netlist: Netlist, sources: Sequence[str], rows: NDArray[np.float64]) 
             "a replay repeats an operating point; give the netlist the analysis OperatingPoint()"
         )
     columns = {name.lower(): column for column, name in enumerate(sources)}
-    if len(columns) < len(sources):
+    driven = frozenset(columns)
+    if len(driven) < len(sources):
         raise ValueError(f"sources {tuple(sources)}: one is named twice")
     index = _free_name(netlist)
     elements: list[Element] = [VoltageSource(index, index, GROUND, 0.0)]
     for element in netlist.elements:
-        if isinstance(element, CCCS) and element.source in columns:
+        if isinstance(element, CCCS) and element.source in driven:
             raise ValueError(
                 f"{element.name} measures {element.source}; measure by a source of 0 V in series"
             )
