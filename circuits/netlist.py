@@ -14,7 +14,6 @@ from textwrap import wrap
 from circuits.netlist_checks import check_netlist, check_subcircuit
 from circuits.netlist_elements import (
     CCCS,
-    GROUND,
     PWL,
     VCCS,
     VCVS,
@@ -25,15 +24,12 @@ from circuits.netlist_elements import (
     Element,
     Instance,
     OperatingPoint,
+    Rectifier,
     Resistor,
     TransientAnalysis,
     VoltageSource,
-    node_name,
-    node_path,
-    number,
-    plain_name,
-    store,
 )
+from circuits.netlist_names import GROUND, node_name, node_path, number, plain_name, store
 
 __all__ = [
     "CCCS",
@@ -49,6 +45,7 @@ __all__ = [
     "Instance",
     "Netlist",
     "OperatingPoint",
+    "Rectifier",
     "Resistor",
     "Subcircuit",
     "TransientAnalysis",

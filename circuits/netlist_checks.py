@@ -6,7 +6,8 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from circuits.netlist_elements import CCCS, GROUND, Diode, Element, Instance, OperatingPoint, VoltageSource
+from circuits.netlist_elements import CCCS, Diode, Element, Instance, OperatingPoint, VoltageSource
+from circuits.netlist_names import GROUND
 
 if TYPE_CHECKING:
     from circuits.netlist import Netlist, Subcircuit

@@ -7,57 +7,11 @@ Every name is stored as SPICE compares it: in lower case, an element's with the 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import ClassVar
 
-GROUND = "0"
-
-
-def number(value: float) -> str:
-    """How every number of a deck is written: the shortest text that reads back as the same float64."""
-    return repr(float(value))
-
-
-@lru_cache(maxsize=1 << 16)  # an array repeats each node's name in every row and column
-def plain_name(text: str) -> str:
-    """`text` in lower case, if SPICE takes it as a name."""
-    name = str(text).lower()
-    if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise ValueError(f"name {text!r}; use letters, digits and underscores only, such as h1_5")
-    return name
-
-
-@lru_cache(maxsize=1 << 16)
-def node_path(text: str) -> str:
-    """A node's name, in front of it the instances it lies within: "xlayer1.h3"; "gnd" is ground, "0"."""
-    path = ".".join(plain_name(part) for part in str(text).split("."))
-    return GROUND if path == "gnd" else path
-
-
-def node_name(text: str) -> str:
-    """The name of a node among the elements it joins; from within a subcircuit only ground is seen as well."""
-    return GROUND if plain_name(text) == "gnd" else plain_name(text)
-
-
-def store(owner: object, name: str, value: object) -> None:
-    object.__setattr__(owner, name, value)  # the dataclasses are frozen
-
-
-def store_finite(owner: object, name: str, positive: bool = False, zero: bool = True) -> None:
-    """Make the field a float, if it is finite, and above zero or not zero where that is asked."""
-    value = float(getattr(owner, name))
-    if not math.isfinite(value) or (positive and value < 0) or (not zero and value == 0):
-        wanted = (
-            ("finite", ">= 0" if positive else "") if zero else ("finite", "> 0" if positive else "not 0")
-        )
-        label = f"{type(owner).__name__} {getattr(owner, 'name', '')}".strip()
-        raise ValueError(
-            f"{label}: {name} = {value}; choose a value that is {' and '.join(filter(None, wanted))}"
-        )
-    store(owner, name, value)
+from circuits.netlist_names import node_name, number, plain_name, store, store_finite
 
 
 @dataclass(frozen=True)
@@ -171,6 +125,36 @@ class Diode(Element):
     @property
     def tail(self) -> tuple[str, ...]:
         return (self.model,)
+
+
+@dataclass(frozen=True)
+class Rectifier(Element):
+    """A diode of two straight lines: v = v(anode) - v(cathode) drives on_siemens v above 0 V, off_siemens v below.
+
+    0 <= off_siemens < on_siemens. SPICE's diodes are exponential; its cards have this one as a formula.
+    """
+
+    anode: str
+    cathode: str
+    on_siemens: float
+    off_siemens: float = 0.0
+    letter = "b"
+    node_fields = ("anode", "cathode")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        store_finite(self, "on_siemens", positive=True, zero=False)
+        store_finite(self, "off_siemens", positive=True)
+        if not self.off_siemens < self.on_siemens:
+            raise ValueError(
+                f"Rectifier {self.name}: off_siemens = {self.off_siemens}; choose less than on_siemens"
+            )
+
+    @property
+    def tail(self) -> tuple[str, ...]:
+        volts = f"v({self.anode},{self.cathode})"
+        on, off = number(self.on_siemens), number(self.off_siemens)
+        return (f"I={volts}>0?{on}*{volts}:{off}*{volts}",)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Reads the decks that `circuits.netlist.write` writes, and the same dialect by other hands.
 
-First line: the title. Then, without regard to case: elements R C V I E F G D X; .model NAME D(IS= N= RS=);
-.subckt and .ends; .options NAME=VALUE; .ic V(NODE)=VALUE; .op or .tran STEP STOP 0 LARGEST [UIC]; .save ALL
-or V(NODE); .end last. Comments start with "*", or with ";" behind a card; "+" goes on with the line before.
+First line: the title. Then, without regard to case: elements R C D V I E F G X and, of B, the `Rectifier` only;
+.model NAME D(IS= N= RS=); .subckt and .ends; .options NAME=VALUE; .ic V(NODE)=VALUE; .op or .tran STEP STOP 0
+LARGEST [UIC]; .save ALL or V(NODE); .end last. Comments start with "*", or with ";" behind a card; "+" goes on with the line before.
 Numbers may end in f p n u m k meg g t and a unit: 10pF, 2.2kohm; 1f is a femto, as in every SPICE.
 """
 
@@ -25,6 +25,7 @@ from circuits.netlist import (
     Instance,
     Netlist,
     OperatingPoint,
+    Rectifier,
     Resistor,
     Subcircuit,
     TransientAnalysis,
@@ -114,6 +115,15 @@ def _diode(words: list[str]) -> Element:
     return Diode(*_take(words, 4, "Dname anode cathode model"))
 
 
+def _rectifier(words: list[str]) -> Element:
+    form = "Bname anode cathode I=v(anode,cathode)>0?on*v(anode,cathode):off*v(anode,cathode)"
+    pattern = r"(\w+) (\w+) (\w+) i=v \2 \3 ?> ?0 ?\? ?(\S+?) ?\* ?v \2 \3 ?: ?(\S+?) ?\* ?v \2 \3"
+    match = re.fullmatch(pattern, " ".join(words))
+    if not match:
+        raise ValueError(f"{words[0]} does not read {form!r}")
+    return Rectifier(*match.group(1, 2, 3), *map(parse_number, match.group(4, 5)))
+
+
 def _source(kind: Callable[..., Element]) -> Callable[[list[str]], Element]:
     def read(words: list[str]) -> Element:
         name, plus, minus, *value = words if len(words) > 3 else _take(words, 4, "name plus minus value")
@@ -151,6 +161,7 @@ ELEMENTS: dict[str, Callable[[list[str]], Element]] = {
     "r": _resistor,
     "c": _capacitor,
     "d": _diode,
+    "b": _rectifier,
     "v": _source(VoltageSource),
     "i": _source(CurrentSource),
     "e": _voltage_controlled(VCVS),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from circuits.netlist import GROUND, node_path
+from circuits.netlist_names import GROUND, node_path
 
 
 @dataclass(frozen=True)

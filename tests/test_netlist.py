@@ -16,6 +16,7 @@ from circuits.netlist import (
     Instance,
     Netlist,
     OperatingPoint,
+    Rectifier,
     Resistor,
     Subcircuit,
     TransientAnalysis,
@@ -78,6 +79,11 @@ def test_what_must_be_finite_is_refused_otherwise(make, value):
 def test_a_gain_of_zero_is_refused(kind):
     with pytest.raises(ValueError, match="not 0"):
         kind("k1", "a", "b", "c", "d", 0.0)
+
+
+def test_a_rectifier_conducts_better_forward():
+    with pytest.raises(ValueError, match=r"off_siemens = 1\.0; choose less than on_siemens"):
+        Rectifier("b1", "a", "0", 1.0, 1.0)
 
 
 @pytest.mark.parametrize("points", [((0, 1),), ((1e-9, 0), (1e-9, 1)), ((-1, 0), (1, 1))])

@@ -16,6 +16,7 @@ from circuits.netlist import (
     Instance,
     Netlist,
     OperatingPoint,
+    Rectifier,
     Resistor,
     Subcircuit,
     TransientAnalysis,
@@ -30,6 +31,7 @@ nodes = st.sampled_from(NODES)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 gains = finite.filter(bool)
+slopes = st.lists(positive, min_size=2, max_size=2, unique=True)
 times = st.lists(st.floats(0, 1e9), min_size=2, max_size=8, unique=True).map(sorted)
 waves = times.flatmap(
     lambda when: st.tuples(*(finite for _ in when)).map(lambda what: PWL(tuple(zip(when, what, strict=True))))
@@ -42,6 +44,9 @@ elements = st.one_of(
     st.builds(VCVS, names, nodes, nodes, nodes, nodes, gains),
     st.builds(VCCS, names, nodes, nodes, nodes, nodes, gains),
     st.builds(CCCS, names, nodes, nodes, st.just("v0"), gains),
+    st.builds(
+        lambda *parts: Rectifier(*parts[:3], *sorted(parts[3], reverse=True)), names, nodes, nodes, slopes
+    ),
     st.builds(Diode, names, nodes, nodes, st.just("shockley")),
 )
 titles = st.text(min_size=1, max_size=30).filter(
