@@ -2,8 +2,8 @@
 
 First line: the title. Then, without regard to case: elements R C D V I E F G X and, of B, the `Rectifier` only;
 .model NAME D(IS= N= RS=); .subckt and .ends; .options NAME=VALUE; .ic V(NODE)=VALUE; .op or .tran STEP STOP 0
-LARGEST [UIC]; .save ALL or V(NODE); .end last. Comments start with "*", or with ";" behind a card; "+" goes on with the line before.
-Numbers may end in f p n u m k meg g t and a unit: 10pF, 2.2kohm; 1f is a femto, as in every SPICE.
+LARGEST [UIC]; .save ALL or V(NODE); .end last. Comments start with "*", or with ";" behind a card; "+" goes on with
+the line before. Numbers may end in f p n u m k meg g t and a unit: 10pF, 2.2kohm; 1f is a femto, as in every SPICE.
 """
 
 from __future__ import annotations
