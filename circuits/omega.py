@@ -28,7 +28,10 @@ def exponential_root(a: Tensor, b: Tensor) -> Tensor:
 
     Of the digits of b a small t keeps all: a last step of Newton's method sees no difference of large numbers.
     """
-    linear = (b + 1) / a
-    w = wright_omega(linear - a.log())  # e^t / a
-    t = torch.where(w > 1, (a * w).log(), linear - w)
-    return t - (a * t + torch.expm1(t) - b) / (a + t.exp())
+    with torch.no_grad():
+        linear = (b + 1) / a
+        w = wright_omega(linear - a.log())  # e^t / a
+        t = torch.where(w > 1, (a * w).log(), linear - w)
+        slope = a + t.exp()
+    # at the root its derivatives are also those of t, with the slope held
+    return t - (a * t + torch.expm1(t) - b) / slope

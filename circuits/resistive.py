@@ -38,6 +38,8 @@ class ResistiveCircuit(EnergyCircuit):
     amplification       A of the bidirectional amplifier behind every hidden node: the next crossbar sees A v, and the
                         node is loaded with 1/A of the current that this crossbar draws. 1: none
     paired_output       two nodes for every output, which is the voltage between them
+    readout_gain        of the amplifier that reads an output, > 0; a nudge by dC/do comes back through it, as a current
+                        of -beta readout_gain dC/do into the node
     rng                 conductances start uniform between g_min and the middle of the window
 
     An amplifier makes up for what voltages lose from layer to layer: in units of A^l the network is the same without.
@@ -55,6 +57,7 @@ class ResistiveCircuit(EnergyCircuit):
         bias_volts: float | None = 1.0,
         amplification: float = 1.0,
         paired_output: bool = False,
+        readout_gain: float = 1.0,
         rng: torch.Generator | None = None,
     ):
         super().__init__()
@@ -67,6 +70,7 @@ class ResistiveCircuit(EnergyCircuit):
             "input_volts": input_volts,
             "bias_volts": 1.0 if bias_volts is None else bias_volts,
             "amplification": amplification,
+            "readout_gain": readout_gain,
         }
         for name, value in positive.items():
             if not 0 < value < math.inf:
@@ -78,7 +82,8 @@ class ResistiveCircuit(EnergyCircuit):
             input_volts,
             bias_volts,
         )
-        self.amplification, self.paired_output = amplification, paired_output
+        self.amplification = amplification
+        self.paired_output, self.readout_gain = paired_output, readout_gain
         self.features, self.outputs = sizes[0], sizes[-1]
         nodes = (*sizes[1:-1], sizes[-1] * (1 + paired_output))
         self.layout = Layout(nodes)

@@ -120,14 +120,20 @@ class ResistiveSystem(System):
 
     def _read(self, nodes: Tensor) -> Tensor:
         """The outputs (B, C) of output nodes."""
-        if not self.circuit.paired_output:
-            return nodes
-        plus, minus = nodes.chunk(2, dim=1)
-        return plus - minus
+        if self.circuit.paired_output:
+            plus, minus = nodes.chunk(2, dim=1)
+            nodes = plus - minus
+        return self.circuit.readout_gain * nodes
 
     def _spread(self, values: Tensor) -> Tensor:
         """What the output nodes feel of something at the outputs (B, C): `_read` transposed."""
+        values = self.circuit.readout_gain * values
         return torch.cat([values, -values], 1) if self.circuit.paired_output else values
+
+    @property
+    def _reading(self) -> float:
+        """|d outputs / d nodes|^2: what a curvature at the outputs makes at the nodes."""
+        return self.circuit.readout_gain**2 * (1 + self.circuit.paired_output)
 
     # -- energy and currents ------------------------------------------------------------------------
 
@@ -265,8 +271,10 @@ class ResistiveSystem(System):
         beta = self.nudge.beta / self.shares[-1]
         alone = pull / conductance
         yielding = (1 / conductance).expand(alone.shape[1])
-        # an output moves by 1 / conductance for a current into its node; one of a pair by both of theirs
-        slack = yielding if not self.circuit.paired_output else sum(yielding.chunk(2))
+        # how far an output moves for the current that it asks for itself; one of a pair moves by both its nodes
+        slack = self.circuit.readout_gain**2 * (
+            sum(yielding.chunk(2)) if self.circuit.paired_output else yielding
+        )
         origin = 0.0 if self.origin is None else self._read(self.layout.output(self.origin))
         guess = self._read(layers[i])
         moved = self.nudge.cost.relax(self._read(alone), origin, self.nudge.target, beta * slack, guess)
@@ -324,7 +332,7 @@ class ResistiveSystem(System):
             for i, (g, diode) in enumerate(zip(self.conductances, self.elements, strict=True))
         ]
         if self.nudge is not None:
-            rates[-1] = rates[-1] + self.nudge.curvature * (1 + self.circuit.paired_output) / self.shares[-1]
+            rates[-1] = rates[-1] + self.nudge.curvature * self._reading / self.shares[-1]
         return torch.stack(rates).max().item() / self.circuit.capacitance_farads
 
     def slowest_rate(self) -> float:
@@ -338,7 +346,7 @@ class ResistiveSystem(System):
         First a bound: that matrix has no eigenvalue below its least row sum, the current that holds one output at 1 V
         beside the others. It is exact for circuits without diodes when the bound is not `enough`.
         """
-        share = self.shares[-1] / (cost.curvature * (1 + self.circuit.paired_output))
+        share = self.shares[-1] / (cost.curvature * self._reading)
         if (bound := share * self._least_row_sum()) >= enough:
             return bound
         rest = torch.diag(self.conductances[0])

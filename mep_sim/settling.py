@@ -75,8 +75,8 @@ def _sweep(system: System, z: Tensor, solver: Sweep) -> Equilibrium:
         z, change = next(sweeps)
         is_last = count >= solver.max_sweeps
         looks = change is not None and count % look_every == 0
-        # the change is an estimate: the force that is left decides
-        if is_last or (looks and bool((change <= solver.tolerance * system.scale(z)).all())):
+        # the change is an estimate: the force that is left decides, also on what is no number any more
+        if is_last or (looks and not bool((change > solver.tolerance * system.scale(z)).any())):
             at = report(system, z, solver, count, torch.zeros(len(z), device=z.device))
             if is_last or bool(at.converged.all()):
                 return at

@@ -216,13 +216,14 @@ CASES = {
     "resistive-shockley-1": lambda: resistive(ShockleyDiode(saturation_amperes=1e-3, ideality=4.0), 8, 10, 4),
     "resistive-shockley-2": lambda: resistive(
         ShockleyDiode(
-            arrangement="pair", offset_volts=0.1, saturation_amperes=1e-3, ideality=8.0, series_ohm=0.3
+            arrangement="pair", offset_volts=0.1, saturation_amperes=1e-3, ideality=10.0, series_ohm=0.3
         ),
         8,
-        12,
-        10,
+        6,
+        5,
         4,
-        amplification=1.5,
+        amplification=1.2,
+        readout_gain=0.5,
         paired_output=True,
         bias_volts=0.5,
     ),
