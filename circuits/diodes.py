@@ -330,7 +330,7 @@ class _ExponentialBranch(Branch):
         """Voltage across the junction over n kT/q."""
         if not self.diode.series_ohm:
             return y / self.diode.thermal_volts
-        scale = torch.as_tensor(self.diode.series_ohm * self.saturation).to(y)
+        scale = torch.as_tensor(self.diode.series_ohm * self.saturation, dtype=y.dtype, device=y.device)
         return exponential_root(self.diode.thermal_volts / scale, y / scale)
 
     def _current(self, t: Tensor) -> Tensor:

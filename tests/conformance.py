@@ -213,11 +213,11 @@ CASES = {
     "resistive-kinked": lambda: resistive(
         PiecewiseLinearDiode(on_siemens=5.0, off_siemens=0.1), 8, 10, 4, paired_output=True, kink_free=1e-2
     ),
-    "resistive-shockley-1": lambda: resistive(ShockleyDiode(saturation_amperes=1e-3, ideality=4.0), 8, 10, 4),
+    "resistive-shockley-1": lambda: resistive(
+        ShockleyDiode(saturation_amperes=1e-3, ideality=10.0, series_ohm=0.3), 8, 10, 4
+    ),
     "resistive-shockley-2": lambda: resistive(
-        ShockleyDiode(
-            arrangement="pair", offset_volts=0.1, saturation_amperes=1e-3, ideality=10.0, series_ohm=0.3
-        ),
+        ShockleyDiode(arrangement="pair", offset_volts=0.1, saturation_amperes=1e-3, ideality=10.0),
         8,
         6,
         5,
