@@ -34,10 +34,15 @@ from tests.conformance import (
 )
 
 
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    """One for all checks, which leave it as it is: its exact gradients are worked out but once."""
+    return CASES[request.param]()
+
+
 @pytest.mark.parametrize("check", gradient_checks, ids=lambda f: f.__name__.removeprefix("check_"))
-@pytest.mark.parametrize("name", CASES)
-def test_circuit(name, check):
-    check(CASES[name]())
+def test_circuit(case, check):
+    check(case)
 
 
 @pytest.mark.parametrize("loss_type", COSTS)
