@@ -15,12 +15,7 @@ import torch
 from experiments import device_study, executors
 from experiments.device_study import OnCell, Point, StudyConfig
 from experiments.executors import ATTEMPTS, WorkerLost, WorkerOptions, computed
-from tests.jobs import die, refuse_two, square
-
-
-def threads_or_refuse(x: int) -> int:
-    refuse_two(x)
-    return torch.get_num_threads()
+from tests.jobs import die, square, threads_or_refuse
 
 
 def collected(function, jobs, **options) -> dict:
