@@ -19,6 +19,7 @@ from experiments import crossbar_mnist, figures, recording
 from experiments.common import launch
 from experiments.crossbar_mnist import COLUMNS, Config, run
 from mep_sim import checkpoint
+from mep_sim.settling import ODE
 from mep_sim.trace import Trace
 
 ROOT = Path(__file__).parents[1]
@@ -28,10 +29,20 @@ STEPS = 2  # of a tiny epoch
 TINY = ("--samples", "60", "--batch-size", "30", "--epochs", "1", "--hidden", "8")
 
 
+def briefly(_tolerance: float, **settings) -> ODE:
+    """The solver of recorded transients, which soon have an end."""
+    return ODE(0.1, **settings)
+
+
+def quicken(patch: pytest.MonkeyPatch) -> None:
+    """Pictures and long transients take longer than all the rest; `smoke` has both in a process of its own."""
+    patch.setattr(figures, "draw", lambda *_: None)
+    patch.setattr(recording, "ODE", briefly)
+
+
 @pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    """Pictures take longer than all the rest; test_smoke draws them in a process of its own."""
-    monkeypatch.setattr(figures, "draw", lambda *_: None)
+def quick(monkeypatch):
+    quicken(monkeypatch)
 
 
 def tiny(out: Path, **settings) -> Config:
@@ -43,7 +54,7 @@ def tiny(out: Path, **settings) -> Config:
 def python(*arguments: str | Path) -> subprocess.CompletedProcess:
     """A process of its own, as a user starts it."""
     return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=180
+        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
 
 
@@ -251,9 +262,11 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, count, s
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+import pytest
 from experiments import recording
-from tests.test_crossbar_mnist import STEPS, run, tiny
+from tests.test_crossbar_mnist import STEPS, quicken, run, tiny
 
+quicken(pytest.MonkeyPatch())
 record = recording.step
 def step(trace, learner, number, metrics):
     record(trace, learner, number, metrics)
@@ -412,11 +425,14 @@ def test_auto_resumes_with_the_data_it_began_with(tmp_path, monkeypatch):
         run(tiny(tmp_path, dataset="auto", resume=True))
 
 
-def test_unwritable_folder_is_one_line_in_a_process_of_its_own(tmp_path):
+def test_unwritable_folder_is_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     out = tmp_path / "file" / "run"  # not even root can make it
-    done = python("-m", "experiments.crossbar_mnist", "--dataset", "digits", "--smoke", "--out", out)
-    assert done.returncode == 2
-    assert done.stderr == ""
-    assert done.stdout.count("\n") == 1
-    assert done.stdout.startswith(f"error: cannot write to the folder {out} (")
+    monkeypatch.setattr(sys, "argv", ["crossbar_mnist", "--dataset", "digits", "--smoke", "--out", str(out)])
+    with pytest.raises(SystemExit) as end:
+        launch(Config, run)
+    printed = capsys.readouterr()
+    assert end.value.code == 2
+    assert printed.err == ""
+    assert printed.out.count("\n") == 1
+    assert printed.out.startswith(f"error: cannot write to the folder {out} (")
