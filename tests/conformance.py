@@ -212,13 +212,7 @@ CASES = {
         IdealDiode(arrangement="pair", offset_volts=0.1), 8, 12, 10, 4, amplification=2.0, kink_free=1e-3
     ),
     "resistive-kinked": lambda: resistive(
-        PiecewiseLinearDiode(on_siemens=5.0, off_siemens=0.1), 8, 10, 4, paired_output=True, kink_free=1e-2
-    ),
-    "resistive-shockley-1": lambda: resistive(
-        ShockleyDiode(saturation_amperes=1e-3, ideality=10.0, series_ohm=0.3), 8, 10, 4
-    ),
-    "resistive-shockley-2": lambda: resistive(
-        ShockleyDiode(arrangement="pair", offset_volts=0.1, saturation_amperes=1e-3, ideality=10.0),
+        PiecewiseLinearDiode(arrangement="pair", offset_volts=0.1, on_siemens=5.0, off_siemens=0.1),
         8,
         6,
         5,
@@ -227,6 +221,10 @@ CASES = {
         readout_gain=0.5,
         paired_output=True,
         bias_volts=0.5,
+        kink_free=1e-3,
+    ),
+    "resistive-shockley": lambda: resistive(
+        ShockleyDiode(saturation_amperes=1e-3, ideality=10.0, series_ohm=0.3), 8, 10, 4
     ),
     "hopfield-1": lambda: hopfield(8, 10, 4, kink_free=1e-2),
     "hopfield-2": lambda: hopfield(8, 12, 10, 4, kink_free=1e-3),
