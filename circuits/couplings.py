@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from circuits.wired_array import WiredArray
+from circuits.wires import Wires, ladder_conductance
+
 
 @dataclass(frozen=True)
 class Lines:
@@ -22,39 +25,56 @@ class Lines:
     def count(self) -> int:
         return self.nodes * (1 + self.doubled) + 2 * (self.bias_volts is not None)
 
-    def volts(self, below: Tensor) -> Tensor:
-        """All of them (B, count), from voltages below (B, nodes)."""
+    def volts(self, below: Tensor, bias: float = 1.0) -> Tensor:
+        """All of them (B, count), from voltages below (B, nodes) and so many times the bias."""
         parts = [below, -below] if self.doubled else [below]
         if self.bias_volts is not None:
-            bias = torch.full_like(below[:, :1], self.bias_volts)
-            parts += [bias, -bias]
-        return torch.cat(parts, 1) if len(parts) > 1 else below
+            held = torch.full_like(below[:, :1], bias * self.bias_volts)
+            parts += [held, -held]
+        return torch.cat(parts, 1)
+
+    def signal(self, per_line: Tensor) -> Tensor:
+        """What a volt below does, (.., nodes), of what a volt on each line does, (.., count)."""
+        n = self.nodes
+        return per_line[..., :n] - per_line[..., n : 2 * n] if self.doubled else per_line[..., :n]
+
+    def bias(self, per_line: Tensor) -> Tensor | float:
+        """What the bias lines do together, (..), of what a volt on each line does."""
+        if self.bias_volts is None:
+            return 0.0
+        return self.bias_volts * (per_line[..., -2] - per_line[..., -1])
 
 
 class Coupling(ABC):
-    """Between what is below, `below` (B, nodes) V of its `lines`, and its output nodes, `above` (B, out) V.
+    """Of what is below, `below` (B, nodes) V on its `lines`, with its output nodes, `above` (B, out) V.
 
-    at_below (nodes,), at_above (out,): the conductance of each node to the array when all other nodes are held, S.
+    across (out, nodes)              current into an output node at 0 V by a volt below, S
+    at_above (out,), at_below (nodes,)  conductance of each node to the array while all others are held, S
+    bias_above, bias_below           currents of the bias lines into nodes at 0 V, A
+    among_above, among_below         conductances between nodes of one side, square, 0 on the diagonal; None where wires
+                                     have no resistance, so that nodes of a layer do not feel each other
     """
 
-    at_below: Tensor
+    lines: Lines
+    across: Tensor
     at_above: Tensor
+    at_below: Tensor
+    bias_above: Tensor | float
+    bias_below: Tensor | float = 0.0
+    among_above: Tensor | None = None
+    among_below: Tensor | None = None
 
-    @abstractmethod
     def upwards(self, below: Tensor) -> Tensor:
-        """Currents into the output nodes (B, out) while those are at 0 V; the bias lines' not included. A."""
+        """Currents into the output nodes (B, out) while those are at 0 V; the bias lines' not included."""
+        return below @ self.across.T
 
-    @abstractmethod
     def downwards(self, above: Tensor) -> Tensor:
-        """Currents into the nodes below (B, nodes) while those are at 0 V; A."""
-
-    @abstractmethod
-    def bias_current(self) -> Tensor | float:
-        """Currents of the bias lines into the output nodes at 0 V, (out,) A."""
+        """Currents into the nodes below (B, nodes) while those are at 0 V."""
+        return above @ self.across
 
     @abstractmethod
     def cocontent(self, below: Tensor, above: Tensor) -> Tensor:
-        """1/2 sum g (dv)^2 per sample (B,), W: half of the heat."""
+        """1/2 sum g (dv)^2 over cells and wires per sample (B,), W: half of the heat."""
 
     @abstractmethod
     def contrast(
@@ -62,18 +82,20 @@ class Coupling(ABC):
     ) -> Tensor:
         """scale times the sum over samples of ((dv)^2 nudged - (dv)^2 free) / 2 of every cell, (out, count) V^2.
 
-        Of the voltages on either side (sum of both phases, nudged less free), with None where it is 0.
+        Of the voltages on either side (sum of both phases, nudged less free), with None where that is 0.
         """
 
-    # -- nodes of a layer that feel each other, through resistive wires ----------------------------------
 
-    def among_above(self, above: Tensor) -> Tensor | None:
-        """Currents (B, out) that the other output nodes drive into each; None where they drive none."""
-        return None
-
-    def among_below(self, below: Tensor) -> Tensor | None:
-        """The same of the nodes below (B, nodes)."""
-        return None
+def couple(weight: Tensor, lines: Lines, wires: Wires | None, exact_lines: int) -> Coupling:
+    """The crossbar `weight` (out, count) S: exact with all wires up to `exact_lines` on its longer side, else without, or
+    with conductances that account for them approximately."""
+    if wires is None:
+        return IdealCoupling(weight, lines)
+    return (
+        WiredCoupling(weight, lines, wires)
+        if max(weight.shape) <= exact_lines
+        else LadderCoupling(weight, lines, wires)
+    )
 
 
 class IdealCoupling(Coupling):
@@ -81,21 +103,9 @@ class IdealCoupling(Coupling):
 
     def __init__(self, weight: Tensor, lines: Lines):
         self.weight, self.lines = weight, lines
-        n = lines.nodes
-        self.signal = weight[:, :n] - weight[:, n : 2 * n] if lines.doubled else weight[:, :n]
+        self.across, self.bias_above = lines.signal(weight), lines.bias(weight)
         self.at_above = weight.sum(1)
-        self.at_below = weight[:, :n].sum(0)
-
-    def upwards(self, below: Tensor) -> Tensor:
-        return below @ self.signal.T
-
-    def downwards(self, above: Tensor) -> Tensor:
-        return above @ self.signal
-
-    def bias_current(self) -> Tensor | float:
-        if self.lines.bias_volts is None:
-            return 0.0
-        return self.lines.bias_volts * (self.weight[:, -2] - self.weight[:, -1])
+        self.at_below = weight[:, : lines.nodes].sum(0)
 
     def cocontent(self, below: Tensor, above: Tensor) -> Tensor:
         volts = self.lines.volts(below)
@@ -114,9 +124,90 @@ class IdealCoupling(Coupling):
             signal -= total_above.T @ (moved_below * half)
         parts = [signal, -signal] if self.lines.doubled else [signal]
         if self.lines.bias_volts is not None:
-            bias = moved.sum(0)[:, None] * (-2 * half * self.lines.bias_volts)
+            bias = moved.sum(0)[:, None] * (-scale * self.lines.bias_volts)
             parts += [bias, -bias]
         found = torch.cat(parts, 1).add_(rows[:, None])
         if moved_below is not None:
             found[:, : self.lines.nodes] += (moved_below * total).sum(0) * half
         return found
+
+
+class WiredCoupling(Coupling):
+    """All wires, exactly: Kron's reduction to the terminals, which makes nodes of a layer feel each other."""
+
+    def __init__(self, weight: Tensor, lines: Lines, wires: Wires):
+        self.lines, n = lines, lines.count
+        self._array = WiredArray(weight.detach(), wires)
+        self._transfer: Tensor | None = None
+        y = _Admittance.apply(weight, self) if weight.requires_grad else self._array.admittance().to(weight)
+        self.admittance = y
+        self.across, self.bias_above = -lines.signal(y[n:, :n]), -lines.bias(y[n:, :n])
+        self.at_above, self.among_above = _parted(y[n:, n:])
+        below = y[: lines.nodes, : lines.nodes]
+        self.at_below, self.among_below = _parted(below)
+        self.bias_below = -lines.bias(y[: lines.nodes, :n])
+
+    @property
+    def transfer(self) -> Tensor:
+        """The voltage over each cell by the voltages at the terminals, (out count, count + out)."""
+        if self._transfer is None:
+            self._transfer = self._array.transfer().to(self.admittance.dtype)
+        return self._transfer
+
+    def cocontent(self, below: Tensor, above: Tensor) -> Tensor:
+        volts = torch.cat([self.lines.volts(below), above], 1)
+        return 0.5 * (volts * (volts @ self.admittance)).sum(1)
+
+    def contrast(
+        self, below: tuple[Tensor, Tensor | None], above: tuple[Tensor, Tensor], scale: float
+    ) -> Tensor:
+        # wires rest where the heat is least, so that a cell's share in it is that of its own voltage alone
+        (total, moved_below), (total_above, moved) = below, above
+        moved_below = torch.zeros_like(total) if moved_below is None else moved_below
+        sums = torch.cat([self.lines.volts(total, bias=2), total_above], 1)
+        differences = torch.cat([self.lines.volts(moved_below, bias=0), moved], 1)
+        cells = (differences @ self.transfer.T).mul_(sums @ self.transfer.T).sum(0)
+        return (0.5 * scale * cells).view(len(self.at_above), self.lines.count)
+
+
+class LadderCoupling(IdealCoupling):
+    """Many wires, approximately: each cell as its two lines alone would have it; see `ladder_conductance`.
+
+    `error` is what that gets wrong of the currents, relative; it takes one exact elimination.
+    """
+
+    def __init__(self, weight: Tensor, lines: Lines, wires: Wires):
+        self._cells, self._wires = weight, wires
+        super().__init__(ladder_conductance(weight, wires), lines)
+
+    def error(self) -> float:
+        """|W v - i| / |i| of currents into held outputs, over all inputs."""
+        return WiredArray(self._cells.detach(), self._wires).approximation_error()
+
+    def contrast(
+        self, below: tuple[Tensor, Tensor | None], above: tuple[Tensor, Tensor], scale: float
+    ) -> Tensor:
+        effective = super().contrast(below, above, scale)
+        with torch.enable_grad():
+            cells = self._cells.detach().requires_grad_()
+            return torch.autograd.grad(ladder_conductance(cells, self._wires), cells, effective)[0]
+
+
+class _Admittance(torch.autograd.Function):
+    """The terminals' admittance as a function of the cells: dY/dg = t t' with t the voltage over a cell by terminal."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, coupling: WiredCoupling) -> Tensor:
+        ctx.coupling, ctx.shape = coupling, weight.shape
+        return coupling._array.admittance().to(weight)
+
+    @staticmethod
+    def backward(ctx, adjoint: Tensor) -> tuple[Tensor, None]:
+        transfer = ctx.coupling.transfer
+        return ((transfer @ adjoint) * transfer).sum(1).view(ctx.shape), None
+
+
+def _parted(y: Tensor) -> tuple[Tensor, Tensor]:
+    """The diagonal of an admittance, and the conductances beside it."""
+    diagonal = y.diagonal()
+    return diagonal, torch.diag(diagonal) - y

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from circuits.base import EnergyCircuit, Layout, Params
-from circuits.couplings import Lines
+from circuits.couplings import Coupling, Lines, couple
 from circuits.diodes import Diode, IdealDiode
 from circuits.mapping import Mapping, OneCell
 from circuits.resistive_system import ResistiveSystem
+from circuits.wires import Wires
 from devices import Device
 
 
@@ -40,6 +41,9 @@ class ResistiveCircuit(EnergyCircuit):
     paired_output       two nodes for every output, which is the voltage between them
     readout_gain        of the amplifier that reads an output, > 0; a nudge by dC/do comes back through it, as a current
                         of -beta readout_gain dC/do into the node
+    wires               resistances of the wires of every crossbar (`circuits.wires`), or None
+    exact_lines         crossbars of no more lines on their longer side know their wires exactly; larger ones by
+                        an approximation, whose error `ResistiveSystem.wire_errors` reports
     rng                 conductances start uniform between g_min and the middle of the window
 
     An amplifier makes up for what voltages lose from layer to layer: in units of A^l the network is the same without.
@@ -58,6 +62,8 @@ class ResistiveCircuit(EnergyCircuit):
         amplification: float = 1.0,
         paired_output: bool = False,
         readout_gain: float = 1.0,
+        wires: Wires | None = None,
+        exact_lines: int = 66,
         rng: torch.Generator | None = None,
     ):
         super().__init__()
@@ -84,6 +90,7 @@ class ResistiveCircuit(EnergyCircuit):
         )
         self.amplification = amplification
         self.paired_output, self.readout_gain = paired_output, readout_gain
+        self.wires, self.exact_lines = wires, exact_lines
         self.features, self.outputs = sizes[0], sizes[-1]
         nodes = (*sizes[1:-1], sizes[-1] * (1 + paired_output))
         self.layout = Layout(nodes)
@@ -123,6 +130,10 @@ class ResistiveCircuit(EnergyCircuit):
     def layer_parameters(self, layer: int) -> tuple[str, ...]:
         return (self.weights[layer],)
 
+    def coupling(self, layer: int, params: Params) -> Coupling:
+        """The crossbar of a layer with these conductances."""
+        return couple(params[self.weights[layer]], self.lines[layer], self.wires, self.exact_lines)
+
     def below(self, layer: int, state: Tensor) -> Tensor:
         """The voltages at the input lines of a crossbar, from those of the layer below it, or from x."""
         return state * (self.input_volts if layer == 0 else self.amplification)
@@ -141,10 +152,19 @@ class ResistiveCircuit(EnergyCircuit):
     ) -> Params:
         """((dv)^2 nudged - (dv)^2 free) / (2 beta) of the voltage over each cell, V^2/S; from the carried difference,
         (dv_n - dv_f)(dv_n + dv_f), so that nothing cancels."""
-        free, moved = inputs[0]
-        free, moved = self.below(layer, free), None if layer == 0 else self.below(layer, moved)
+        return self.contrast_of(layer, self.coupling(layer, params), inputs[0], own, beta)
+
+    def contrast_of(
+        self,
+        layer: int,
+        coupling: Coupling,
+        inputs: tuple[Tensor, Tensor],
+        own: tuple[Tensor, Tensor],
+        beta: float,
+    ) -> Params:
+        """`local_contrast` of a crossbar that is there already."""
+        free, moved = self.below(layer, inputs[0]), None if layer == 0 else self.below(layer, inputs[1])
         total = 2 * free if moved is None else 2 * free + moved
-        coupling = ResistiveSystem.coupling(self, layer, params)
         scale = self.share(layer) / (beta * len(free))
         weight = coupling.contrast((total, moved), (2 * own[0] + own[1], own[1]), scale)
         return {self.weights[layer]: weight}
