@@ -351,9 +351,9 @@ class _ExponentialBranch(Branch):
         return volts * t + series * self._current(t)
 
     def around(self, y0: Tensor) -> _ExponentialBranch:
-        return _ExponentialBranch(
-            self.diode, self.saturation * self._junction(y0).clamp(max=self.steep).exp()
-        )
+        moved = self.saturation * self._junction(y0).clamp(max=self.steep).exp()
+        # where float32 has no number that small the diode is off, with a volt or more to go until it is not
+        return _ExponentialBranch(self.diode, moved.clamp(min=torch.finfo(moved.dtype).tiny ** 0.8))
 
     def cocontent(self, y: Tensor) -> Tensor:
         t = self._junction(y)
