@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
+import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
@@ -39,8 +40,9 @@ from circuits.netlist import (
 from circuits.ngspice import TIGHT, replay, run, thermal_volts
 from circuits.resistive_system import ResistiveSystem
 
-IDEAL_ON = 1e9  # how much better an ideal diode conducts in the netlist than all else at its node
+IDEAL_ON = 1e7  # times all else at its node, an ideal diode; with more, rounding of volts exceeds reltol in amperes
 STEPS = 1000  # a transient takes at least
+FIRST_STEP = 1e-3  # of the largest one: diodes far from rest move fast at first
 MODEL, AMPLIFIER = "shockley", "amplifier"
 
 
@@ -122,14 +124,18 @@ def transient(
 
     ngspice chooses its own points, `STEPS` at least; between them monotone cubics read the times asked for.
     """
+    if seconds.ndim != 1 or not len(seconds) or not (seconds >= 0).all() or not seconds.max() > 0:
+        raise ValueError(f"seconds {tuple(seconds.shape)}; give times (T,) >= 0 s, one of them above 0")
     if start is None:
         start = torch.zeros(system.layout.n)
     stop = seconds.max().item()
-    analysis = TransientAnalysis(stop / STEPS, stop, stop / STEPS)
+    largest = stop / STEPS
+    analysis = TransientAnalysis(largest * FIRST_STEP, stop, largest)
     solution = run(netlist_of(system, sample, analysis, start, options), timeout_s)
-    volts = solution.volts(node_names(system))
-    volts[0] = start  # what ngspice says of 0 s are its guesses
-    read = PchipInterpolator(solution.seconds, volts, axis=0)
+    later = solution.seconds > 0  # started from voltages given, ngspice leaves out 0 s
+    points = np.append(0.0, solution.seconds[later])
+    volts = np.concatenate([start.double().numpy()[None], solution.volts(node_names(system))[later]])
+    read = PchipInterpolator(points, volts, axis=0)
     return torch.from_numpy(read(seconds.double().numpy()))[:, None]
 
 
