@@ -16,7 +16,7 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from circuits.costs import SquaredError
-from circuits.couplings import Coupling, IdealCoupling, Lines
+from circuits.couplings import Lines
 from circuits.diodes import Diode as DiodeSettings
 from circuits.diodes import IdealDiode, PiecewiseLinearDiode, ShockleyDiode
 from circuits.netlist import (
@@ -32,15 +32,17 @@ from circuits.netlist import (
     Netlist,
     OperatingPoint,
     Rectifier,
-    Resistor,
     Subcircuit,
     TransientAnalysis,
     VoltageSource,
 )
 from circuits.ngspice import TIGHT, replay, run, thermal_volts
 from circuits.resistive_system import ResistiveSystem
+from circuits.spice_crossbars import crossbar
 
-IDEAL_ON = 1e7  # times all else at its node, an ideal diode; with more, rounding of volts exceeds reltol in amperes
+IDEAL_ON = (
+    1e7  # times all else at its node, an ideal diode; with more, rounding of volts exceeds reltol in amperes
+)
 STEPS = 1000  # a transient takes at least
 FIRST_STEP = 1e-3  # of the largest one: diodes far from rest move fast at first
 MODEL, AMPLIFIER = "shockley", "amplifier"
@@ -70,7 +72,7 @@ def netlist_of(
     subcircuits, below = [], _line_names(circuit.lines[0], _named("x", circuit.features))
     for i, (coupling, nodes) in enumerate(zip(system.couplings, layers, strict=True)):
         name = f"layer{i + 1}"
-        inside = [*_crossbar(coupling, below, nodes)]
+        inside = [*crossbar(coupling, below, nodes)]
         if i < len(layers) - 1:
             inside += _diodes(circuit.diode, nodes, system.conductances[i])
         inside += [Capacitor(node, node, GROUND, circuit.capacitance_farads) for node in nodes]
@@ -171,7 +173,7 @@ def _settings(system: ResistiveSystem, sample: int) -> dict[str, float]:
         zip(_named("x", system.circuit.features), system.source[sample].double().tolist(), strict=True)
     )
     if system.nudge is not None:
-        target = system.nudge.target[sample].double().tolist()
+        target = (system.nudge.target[sample].double() / system.circuit.readout_gain).tolist()
         settings |= dict(zip(_named("target_", len(target)), target, strict=True))
     return settings
 
@@ -187,14 +189,15 @@ def _sources(system: ResistiveSystem, sample: int) -> Iterator[Element]:
 
 
 def _nudge(system: ResistiveSystem, sample: int) -> Iterator[Element]:
-    """What the squared error injects into the output nodes: -beta (o - y), drawn by controlled sources."""
+    """What the squared error injects into an output node, -beta a (a v - y) with the gain a of its readout, drawn by
+    sources that v - y / a controls."""
     if system.nudge is None:
         return
     if not isinstance(system.nudge.cost, SquaredError):
         raise ValueError(
             f"{system.nudge.cost} has no circuit of controlled sources; export a network nudged by SquaredError()"
         )
-    siemens = float(system.nudge.beta) / system.shares[-1]
+    siemens = float(system.nudge.beta) * system.circuit.readout_gain**2 / system.shares[-1]
     nodes = _layers(system)[-1]
     for k in range(system.circuit.outputs):
         out, target = nodes[k], f"target_{k}"
@@ -204,16 +207,6 @@ def _nudge(system: ResistiveSystem, sample: int) -> Iterator[Element]:
             yield VCCS(f"nudge_target_{k}", other, out, target, GROUND, siemens)
         else:
             yield VCCS(f"nudge_{k}", out, GROUND, out, target, siemens)
-
-
-def _crossbar(coupling: Coupling, lines: Sequence[str], nodes: Sequence[str]) -> Iterator[Element]:
-    """A resistor for each conductance that is not 0 S."""
-    if not isinstance(coupling, IdealCoupling):
-        raise ValueError(f"no netlist of a {type(coupling).__name__}; export an IdealCoupling")
-    for k, (node, row) in enumerate(zip(nodes, coupling.weight.detach().double().tolist(), strict=True)):
-        for j, (line, siemens) in enumerate(zip(lines, row, strict=True)):
-            if siemens:
-                yield Resistor(f"{k}_{j}", line, node, 1 / siemens)
 
 
 def _diodes(diode: DiodeSettings, nodes: Sequence[str], conductances: Tensor) -> Iterator[Element]:
