@@ -40,9 +40,9 @@ from circuits.ngspice import TIGHT, replay, run, thermal_volts
 from circuits.resistive_system import ResistiveSystem
 from circuits.spice_crossbars import crossbar
 
-IDEAL_ON = (
-    1e7  # times all else at its node, an ideal diode; with more, rounding of volts exceeds reltol in amperes
-)
+IDEAL_ON = 1e7
+"""How many times better an ideal diode conducts than all else at its node; with more, the rounding of voltages is more
+than `reltol` of its current, and ngspice finds no end."""
 STEPS = 1000  # a transient takes at least
 FIRST_STEP = 1e-3  # of the largest one: diodes far from rest move fast at first
 MODEL, AMPLIFIER = "shockley", "amplifier"
@@ -65,7 +65,8 @@ def netlist_of(
     sample: the row of the inputs, and of the targets, that the sources are set to. analysis: an operating point
     unless given. start: voltages (n,) that a transient starts from, 0 V unless given. An ideal diode is one that
     conducts `IDEAL_ON` times better than its node; the temperature among the options is set such that kT/q is
-    that of the diodes. Raises ValueError for a cost other than the squared error.
+    that of the diodes. What `system.proximal` adds is no part of the network, nor of its netlist. Raises ValueError
+    for a cost other than the squared error.
     """
     circuit, layers = system.circuit, _layers(system)
     elements = [*_sources(system, sample), *_nudge(system, sample)]
@@ -136,9 +137,9 @@ def transient(
     solution = run(netlist_of(system, sample, analysis, start, options), timeout_s)
     later = solution.seconds > 0  # started from voltages given, ngspice leaves out 0 s
     points = np.append(0.0, solution.seconds[later])
-    volts = np.concatenate([start.double().numpy()[None], solution.volts(node_names(system))[later]])
+    volts = np.concatenate([start.double().cpu().numpy()[None], solution.volts(node_names(system))[later]])
     read = PchipInterpolator(points, volts, axis=0)
-    return torch.from_numpy(read(seconds.double().numpy()))[:, None]
+    return torch.from_numpy(read(seconds.double().cpu().numpy()))[:, None]
 
 
 # -- parts ------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def netlists(draw):
     return Netlist(draw(titles), top, tuple(subcircuits), models, options, analysis, initial, saved)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(netlists())
 def test_what_is_written_is_read_back_the_same(netlist):
     assert parse(write(netlist)) == netlist
