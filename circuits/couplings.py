@@ -56,6 +56,7 @@ class Coupling(ABC):
     """
 
     lines: Lines
+    array: WiredArray | None = None  # itself, where its wires have resistance
     across: Tensor
     at_above: Tensor
     at_below: Tensor
@@ -137,9 +138,9 @@ class WiredCoupling(Coupling):
 
     def __init__(self, weight: Tensor, lines: Lines, wires: Wires):
         self.lines, n = lines, lines.count
-        self._array = WiredArray(weight.detach(), wires)
+        self.array = WiredArray(weight.detach(), wires)
         self._transfer: Tensor | None = None
-        y = _Admittance.apply(weight, self) if weight.requires_grad else self._array.admittance().to(weight)
+        y = _Admittance.apply(weight, self) if weight.requires_grad else self.array.admittance().to(weight)
         self.admittance = y
         self.across, self.bias_above = -lines.signal(y[n:, :n]), -lines.bias(y[n:, :n])
         self.at_above, self.among_above = _parted(y[n:, n:])
@@ -151,7 +152,7 @@ class WiredCoupling(Coupling):
     def transfer(self) -> Tensor:
         """The voltage over each cell by the voltages at the terminals, (out count, count + out)."""
         if self._transfer is None:
-            self._transfer = self._array.transfer().to(self.admittance.dtype)
+            self._transfer = self.array.transfer().to(self.admittance.dtype)
         return self._transfer
 
     def cocontent(self, below: Tensor, above: Tensor) -> Tensor:
@@ -177,20 +178,20 @@ class LadderCoupling(IdealCoupling):
     """
 
     def __init__(self, weight: Tensor, lines: Lines, wires: Wires):
-        self._cells, self._wires = weight, wires
-        super().__init__(ladder_conductance(weight, wires), lines)
+        self.array = WiredArray(weight, wires)
+        super().__init__(self.array.approximation(), lines)
 
     def error(self) -> float:
         """|W v - i| / |i| of currents into held outputs, over all inputs."""
-        return WiredArray(self._cells.detach(), self._wires).approximation_error()
+        return self.array.approximation_error()
 
     def contrast(
         self, below: tuple[Tensor, Tensor | None], above: tuple[Tensor, Tensor], scale: float
     ) -> Tensor:
         effective = super().contrast(below, above, scale)
         with torch.enable_grad():
-            cells = self._cells.detach().requires_grad_()
-            return torch.autograd.grad(ladder_conductance(cells, self._wires), cells, effective)[0]
+            cells = self.array.conductance.detach().requires_grad_()
+            return torch.autograd.grad(ladder_conductance(cells, self.array.wires), cells, effective)[0]
 
 
 class _Admittance(torch.autograd.Function):
@@ -199,7 +200,7 @@ class _Admittance(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight: Tensor, coupling: WiredCoupling) -> Tensor:
         ctx.coupling, ctx.shape = coupling, weight.shape
-        return coupling._array.admittance().to(weight)
+        return coupling.array.admittance().to(weight)
 
     @staticmethod
     def backward(ctx, adjoint: Tensor) -> tuple[Tensor, None]:

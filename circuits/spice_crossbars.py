@@ -14,6 +14,8 @@ from circuits.wired_array import WiredArray
 
 def crossbar(coupling: Coupling, lines: Sequence[str], nodes: Sequence[str]) -> Iterator[Element]:
     """The elements between a crossbar's input lines and its output nodes, both in their order."""
+    if coupling.array is not None:  # the wires themselves, also of one that is settled without them
+        return wired_elements(coupling.array, lines, nodes)
     if not isinstance(coupling, IdealCoupling):
         raise ValueError(f"no netlist of a {type(coupling).__name__}; export an IdealCoupling")
     return ideal_elements(coupling.weight, lines, nodes)
