@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
-from textwrap import wrap
 
 from circuits.netlist_checks import check_netlist, check_subcircuit
 from circuits.netlist_elements import (
@@ -164,7 +163,12 @@ def _wrapped(lines: Iterable[str]) -> Iterator[str]:
     for position, line in enumerate(lines):
         if position == 0 or line.startswith("*") or len(line) <= WIDTH:
             yield line
-        else:
-            yield from wrap(
-                line, WIDTH, subsequent_indent="+ ", break_long_words=False, break_on_hyphens=False
-            )
+            continue
+        part, *words = line.split()
+        for word in words:
+            if len(part) + 1 + len(word) <= WIDTH:
+                part += f" {word}"
+            else:
+                yield part
+                part = f"+ {word}"
+        yield part
