@@ -256,6 +256,10 @@ class System(ABC):
         s = self.state(z)
         return torch.clamp(self.force(z), self.lower - s, self.upper - s)
 
+    def rise(self, z: Tensor, energy: Tensor) -> Tensor:
+        """How far the energy at z, nudge included, lies above that of the free state, `energy` (B,): (B,)."""
+        return self.energy(z) - energy
+
     def paced(self, flow: Tensor, z: Tensor) -> Tensor:
         """A flow (B, n) at z times each unit's own time constant: how far it is from rest given the others, to first
         order. By unit time constants the flow itself."""

@@ -145,7 +145,7 @@ class CrossEntropy(Cost):
         if not differs and abs(beta) <= self.gentle:
             return pull - beta * self.gradient(origin + guess, target)
         d = guess
-        for _ in range(7 if not differs and abs(beta) <= 1 else 15):
+        for _ in range(4 if differs else 7 if abs(beta) <= 1 else 15):  # of many betas: some steps of the way
             p = self._probabilities(origin + d)
             miss = d - pull + beta * self._gradient(p, target)
             # Newton: (I + beta (diag p - p p')) step = miss, by Sherman-Morrison

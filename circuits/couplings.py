@@ -1,9 +1,10 @@
-"""A crossbar of conductances between two layers of nodes: the currents that voltages on either side drive through it."""
+"""A crossbar of conductances between two layers of nodes: the currents that voltages on either side drive."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -51,8 +52,8 @@ class Coupling(ABC):
     across (out, nodes)              current into an output node at 0 V by a volt below, S
     at_above (out,), at_below (nodes,)  conductance of each node to the array while all others are held, S
     bias_above, bias_below           currents of the bias lines into nodes at 0 V, A
-    among_above, among_below         conductances between nodes of one side, square, 0 on the diagonal; None where wires
-                                     have no resistance, so that nodes of a layer do not feel each other
+    among_above, among_below         conductances between nodes of one side, square, 0 on the diagonal; None where
+                                     wires have no resistance, so that nodes of a layer do not feel each other
     """
 
     lines: Lines
@@ -74,8 +75,9 @@ class Coupling(ABC):
         return above @ self.across
 
     @abstractmethod
-    def cocontent(self, below: Tensor, above: Tensor) -> Tensor:
-        """1/2 sum g (dv)^2 over cells and wires per sample (B,), W: half of the heat."""
+    def cocontent(self, below: Tensor, above: Tensor, into: Tensor | None = None) -> Tensor:
+        """1/2 sum g (dv)^2 over cells and wires per sample (B,), W: half of the heat. into (B, out): currents into the
+        output nodes at 0 V, bias included, where they are known."""
 
     @abstractmethod
     def contrast(
@@ -88,8 +90,8 @@ class Coupling(ABC):
 
 
 def couple(weight: Tensor, lines: Lines, wires: Wires | None, exact_lines: int) -> Coupling:
-    """The crossbar `weight` (out, count) S: exact with all wires up to `exact_lines` on its longer side, else without, or
-    with conductances that account for them approximately."""
+    """The crossbar `weight` (out, count) S: with all its wires exactly where its longer side has at most `exact_lines`,
+    else with conductances that account for them approximately."""
     if wires is None:
         return IdealCoupling(weight, lines)
     return (
@@ -106,12 +108,20 @@ class IdealCoupling(Coupling):
         self.weight, self.lines = weight, lines
         self.across, self.bias_above = lines.signal(weight), lines.bias(weight)
         self.at_above = weight.sum(1)
-        self.at_below = weight[:, : lines.nodes].sum(0)
 
-    def cocontent(self, below: Tensor, above: Tensor) -> Tensor:
-        volts = self.lines.volts(below)
-        ends = volts.square() @ self.weight.sum(0) + above.square() @ self.at_above
-        return 0.5 * ends - (above * (volts @ self.weight.T)).sum(1)
+    @cached_property
+    def at_below(self) -> Tensor:
+        return self.weight[:, : self.lines.nodes].sum(0)
+
+    def cocontent(self, below: Tensor, above: Tensor, into: Tensor | None = None) -> Tensor:
+        into = self.upwards(below) + self.bias_above if into is None else into
+        ends = self.lines.volts(below).square() @ self._loads + above.square() @ self.at_above
+        return 0.5 * ends - (above * into).sum(1)
+
+    @cached_property
+    def _loads(self) -> Tensor:
+        """Conductance of every line to the array while all nodes are held, (count,)."""
+        return self.weight.sum(0)
 
     def contrast(
         self, below: tuple[Tensor, Tensor | None], above: tuple[Tensor, Tensor], scale: float
@@ -155,7 +165,7 @@ class WiredCoupling(Coupling):
             self._transfer = self.array.transfer().to(self.admittance.dtype)
         return self._transfer
 
-    def cocontent(self, below: Tensor, above: Tensor) -> Tensor:
+    def cocontent(self, below: Tensor, above: Tensor, into: Tensor | None = None) -> Tensor:
         volts = torch.cat([self.lines.volts(below), above], 1)
         return 0.5 * (volts * (volts @ self.admittance)).sum(1)
 

@@ -43,14 +43,14 @@ class NodeElement(ABC):
     def around(self, v0: Tensor) -> NodeElement:
         """The same in coordinates around z = v0."""
 
-    def cocontent(self, v: Tensor) -> Tensor | float:
-        """The integral of the current from a fixed voltage to v (B, n), W; before `around` only."""
-        return 0.0
+    def cocontent(self, v: Tensor) -> Tensor:
+        """The integral of the current from a fixed voltage to v (B, n), once there is a v0 from there, W."""
+        return torch.zeros_like(v)
 
-    def dissipation(self, v: Tensor) -> Tensor | float:
+    def dissipation(self, v: Tensor) -> Tensor:
         """The heat that the diodes make at v (B, n), without what flows into their bias sources, W; before `around`
         only."""
-        return 0.0
+        return torch.zeros_like(v)
 
     def steepest(self, current: Tensor) -> Tensor | float:
         """The largest slope while no diode passes more than `current` (n,), S."""
@@ -212,7 +212,8 @@ class IdealDiode(Diode):
         ends = []
         for end in (-1, 1):
             has_wall = torch.stack([row == end for row in rows]).any(0)
-            ends.append(torch.where(has_wall, end * self.offset_volts, end * self.nowhere).to(like))
+            wall, none = (like.new_tensor(end * volts) for volts in (self.offset_volts, self.nowhere))
+            ends.append(torch.where(has_wall, wall, none))
         return Walls(*ends)
 
 
@@ -312,14 +313,17 @@ class _LinearBranch(Branch):
         return _LinearBranch(self.diode, y0 - self.kink)
 
     def cocontent(self, y: Tensor) -> Tensor:
-        return 0.5 * (self.diode.off_siemens * y.square() + self.bend * y.clamp(min=0).square())
+        beyond = y - self.kink
+        conducting = torch.where(beyond > 0, y.square(), self.kink * (2 * y - self.kink))
+        bent = torch.where(self.kink < 0, conducting, beyond.clamp(min=0).square())
+        return 0.5 * (self.diode.off_siemens * y.square() + self.bend * bent)
 
     def steepest(self, current: Tensor) -> float:
         return self.diode.on_siemens
 
 
 class _ExponentialBranch(Branch):
-    """Moved to another voltage an exponential is one again, with the saturation current I_s exp(junction / (n kT/q))."""
+    """Moved to another voltage an exponential is one again, of saturation current I_s exp(junction / (n kT/q))."""
 
     steep = 60.0  # junction over n kT/q above which it goes on straight: a trial step must not overflow
 

@@ -3,8 +3,8 @@
     C dv_k/dt = sum_j g_kj (v_j - v_k) - i_diode(v_k) - beta dC/dv_k
 
 The energy is the co-content (Millar 1951; Kendall et al., arXiv:2006.01981), in watts: half of the heat of the
-crossbars, and for each diode the integral of its current over its voltage. It is strictly convex, so that a free network
-has one equilibrium whatever its conductances.
+crossbars, and for each diode the integral of its current over its voltage. It is strictly convex, so that a free
+network has one equilibrium whatever its conductances.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from devices import Device
 
 
 class ResistiveCircuit(EnergyCircuit):
-    """Layers of these sizes, input first, joined by crossbars of conductances `layers.i.weight` (out, lines) in siemens.
+    """Layers of these sizes, input first, joined by crossbars of conductances `layers.i.weight` (out, lines) in S.
 
     An input x (B, sizes[0]) sets voltage sources, x and -x times `input_volts`; each crossbar has two more lines, at
     +bias_volts and -bias_volts. So a conductance pair has a sign although each of its conductances is positive.

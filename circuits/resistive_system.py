@@ -33,7 +33,8 @@ class ResistiveSystem(System):
         drive = self.couplings[0].upwards(self.source) + self.couplings[0].bias_above
         super().__init__(circuit.layout, drive, [(-math.inf, math.inf)] * len(circuit.layout.sizes))
         hidden = circuit.layout.sizes[:-1]
-        self.elements: list[NodeElement] = [*(circuit.diode.layer(n, drive) for n in hidden), Bare()]
+        self.fresh: tuple[NodeElement, ...] = (*(circuit.diode.layer(n, drive) for n in hidden), Bare())
+        self.elements = list(self.fresh)  # in these coordinates
         self.is_held = any(isinstance(element, Walls) for element in self.elements)
         # what sources drive into every layer; around a free state, what presses nodes against their walls
         self.currents: list[Tensor] = [drive]
@@ -65,8 +66,8 @@ class ResistiveSystem(System):
         for layer, conductance in enumerate(self.conductances):
             if len(floating := torch.nonzero(conductance == 0)):
                 raise ValueError(
-                    f"node {floating[0].item()} of layer {layer + 1} floats: all its conductances are 0 S; choose a window "
-                    "with g_min > 0, or connect it"
+                    f"node {floating[0].item()} of layer {layer + 1} floats: all its conductances are 0 S; choose a "
+                    "window with g_min > 0, or connect it"
                 )
 
     # -- coordinates --------------------------------------------------------------------------------
@@ -81,10 +82,9 @@ class ResistiveSystem(System):
 
     def _wall(self, name: str, open_end: float) -> Tensor:
         """Where ideal diodes hold the states (n,)."""
-        fresh = [*(self.circuit.diode.layer(n, self.drive) for n in self.layout.sizes[:-1]), Bare()]
         ends = [
             getattr(element, name, self.drive.new_full((n,), open_end))
-            for element, n in zip(fresh, self.layout.sizes, strict=True)
+            for element, n in zip(self.fresh, self.layout.sizes, strict=True)
         ]
         return torch.cat(ends)
 
@@ -176,34 +176,49 @@ class ResistiveSystem(System):
         )
 
     def energy(self, z: Tensor) -> Tensor:
-        s = self.state(z)
-        layers = self.layout.split(s)
-        energy = sum(
-            share * coupling.cocontent(below, above)
-            for share, coupling, below, above in zip(
-                self.shares, self.couplings, self._below(layers), layers, strict=True
-            )
-        )
-        for share, n, v in zip(self.shares[:-1], self.layout.sizes, layers, strict=False):
-            energy = energy + share * _summed(self.circuit.diode.layer(n, v).cocontent(v))
+        layers = self.layout.split(self.state(z))
+        parts = [
+            coupling + element.cocontent(v).sum(1)
+            for coupling, element, v in zip(self._cocontents(layers), self.fresh, layers, strict=True)
+        ]
+        energy = sum(share * part for share, part in zip(self.shares, parts, strict=True))
         if self.nudge is not None:
-            energy = energy + self.nudge.beta * self.nudge.cost.value(
-                self._read(layers[-1]), self.nudge.target
-            )
+            outputs = self._read(layers[-1])
+            energy = energy + self.nudge.beta * self.nudge.cost.value(outputs, self.nudge.target)
         return energy
 
-    def _below(self, layers: Sequence[Tensor]) -> list[Tensor]:
-        """Voltages below every crossbar, of states."""
-        return [self.source, *(self.circuit.below(1, v) for v in layers[:-1])]
+    def rise(self, z: Tensor, energy: Tensor) -> Tensor:
+        """Around a free state straight from the deviations: of the energies themselves float32 keeps too few digits."""
+        if self.origin is None:
+            return super().rise(z, energy)
+        layers, rise = (
+            self.layout.split(z),
+            self.nudge.beta * self.nudge.cost.value(self.readout(z), self.nudge.target),
+        )
+        for i, (share, element, d) in enumerate(zip(self.shares, self.elements, layers, strict=True)):
+            pull = 0.5 * self._from_neighbours(i, layers) + self.currents[i]
+            stored = d * (0.5 * self.conductances[i] * d - pull) + element.cocontent(d)
+            rise = rise + share * stored.sum(1)
+        return rise
 
     def heat(self, z: Tensor) -> Tensor:
         """The power that each layer's crossbar and diodes dissipate, (B, L) W. Amplifiers and sources are ideal."""
         layers = self.layout.split(self.state(z))
-        terms = list(zip(self.couplings, self._below(layers), layers, strict=True))
-        heat = [2 * coupling.cocontent(below, above) for coupling, below, above in terms]
-        for i, (n, v) in enumerate(zip(self.layout.sizes[:-1], layers, strict=False)):
-            heat[i] = heat[i] + _summed(self.circuit.diode.layer(n, v).dissipation(v))
+        heat = [
+            2 * coupling + element.dissipation(v).sum(1)
+            for coupling, element, v in zip(self._cocontents(layers), self.fresh, layers, strict=True)
+        ]
         return torch.stack(heat, 1)
+
+    def _cocontents(self, layers: Sequence[Tensor]) -> list[Tensor]:
+        """Of each crossbar (B,), in W, at states."""
+        into = [self.drive, *(None for _ in layers[1:])]  # what sources drive is known
+        terms = zip(self.couplings, self._below(layers), layers, into, strict=True)
+        return [coupling.cocontent(below, above, known) for coupling, below, above, known in terms]
+
+    def _below(self, layers: Sequence[Tensor]) -> list[Tensor]:
+        """Voltages below every crossbar, of states."""
+        return [self.source, *(self.circuit.below(1, v) for v in layers[:-1])]
 
     # -- dynamics -----------------------------------------------------------------------------------
 
@@ -300,8 +315,8 @@ class ResistiveSystem(System):
         """(dv_n)^2 - (dv_f)^2 = (dp - dq)(P - Q), of lines p and nodes q, as four products of one of each."""
         if self.circuit.wires is not None:
             raise ValueError(
-                "the voltage over a cell behind resistive wires is no difference of one of its line and one of its node, "
-                "so that the contrast has no factors; use an update that needs none, or wires = None"
+                "the voltage over a cell behind resistive wires is no difference of one of its line and one of its "
+                "node, so that the contrast has no factors; use an update that needs none, or wires = None"
             )
         moved = nudged.state - free.state if nudged.deviation is None else nudged.deviation
         total = 2 * nudged.state - moved
@@ -366,8 +381,8 @@ class ResistiveSystem(System):
         return block
 
     def wire_errors(self) -> dict[str, float]:
-        """By crossbar whose wires are accounted for approximately, the relative error of its currents. Exact ones are not
-        in it. One elimination each."""
+        """By crossbar whose wires are accounted for approximately, the relative error of its currents; exact ones are
+        not in it. One elimination each."""
         pairs = zip(self.circuit.weights, self.couplings, strict=True)
         return {name: c.error() for name, c in pairs if isinstance(c, LadderCoupling)}
 
@@ -389,7 +404,3 @@ class ResistiveSystem(System):
 
     def rebind(self, params: Params) -> ResistiveSystem:
         return ResistiveSystem(self.circuit, params, self.x)
-
-
-def _summed(per_node: Tensor | float) -> Tensor | float:
-    return per_node.sum(1) if isinstance(per_node, Tensor) else per_node

@@ -384,7 +384,7 @@ def check_nan_is_refused(case: Case) -> None:
         x = params.pop("x")
         for solver in solvers(1e-6, ("euler", "dopri5")):
             # wires with resistance are solved for before anything can settle
-            with pytest.raises((SettlingError, ValueError), match="(?i)nan"):
+            with pytest.raises((SettlingError, ValueError), match=r"(?i)nan"):
                 settle(case.circuit.bind(params, x), solver=solver)
 
 

@@ -37,7 +37,7 @@ class Phase:
     def rise(self, energy: Tensor) -> Tensor:
         """How far its energy lies above these of the free state (B,), over beta: (B,)."""
         z = self.at.state if self.system.origin is None else self.at.deviation
-        return (self.system.energy(z) - energy) / self.beta
+        return self.system.rise(z, energy) / self.beta
 
 
 @dataclass(frozen=True)
