@@ -42,9 +42,8 @@ class ResistiveSystem(System):
             self.currents[i] = self.currents[i] + coupling.bias_below / circuit.amplification
             into = drive.new_zeros(len(coupling.at_above)) + coupling.bias_above
             self.currents.append(into.expand(len(x), -1))
-        self.conductances = [
-            coupling.at_above for coupling in self.couplings
-        ]  # of all that a node hangs at, (n_l,)
+        # of all that a node hangs at, (n_l,)
+        self.conductances = [coupling.at_above for coupling in self.couplings]
         for i, coupling in enumerate(self.couplings[1:]):
             self.conductances[i] = self.conductances[i] + coupling.at_below
         self._check_conductances()
@@ -169,11 +168,9 @@ class ResistiveSystem(System):
 
     def force(self, z: Tensor) -> Tensor:
         currents = self.node_currents(z)
-        return (
-            currents
-            if self.circuit.amplification == 1
-            else currents * self.layout.fill(self.shares, currents)
-        )
+        if self.circuit.amplification == 1:
+            return currents
+        return currents * self.layout.fill(self.shares, currents)
 
     def energy(self, z: Tensor) -> Tensor:
         layers = self.layout.split(self.state(z))
@@ -191,10 +188,8 @@ class ResistiveSystem(System):
         """Around a free state straight from the deviations: of the energies themselves float32 keeps too few digits."""
         if self.origin is None:
             return super().rise(z, energy)
-        layers, rise = (
-            self.layout.split(z),
-            self.nudge.beta * self.nudge.cost.value(self.readout(z), self.nudge.target),
-        )
+        layers = self.layout.split(z)
+        rise = self.nudge.beta * self.nudge.cost.value(self.readout(z), self.nudge.target)
         for i, (share, element, d) in enumerate(zip(self.shares, self.elements, layers, strict=True)):
             pull = 0.5 * self._from_neighbours(i, layers) + self.currents[i]
             stored = d * (0.5 * self.conductances[i] * d - pull) + element.cocontent(d)
@@ -243,14 +238,9 @@ class ResistiveSystem(System):
 
     def paced(self, flow: Tensor, z: Tensor) -> Tensor:
         """How far nodes are from rest given their neighbours, to first order, (B, n) V."""
-        slopes = [
-            g + e.slope(v)
-            for g, e, v in zip(self.conductances, self.elements, self.layout.split(z), strict=True)
-        ]
-        expanded = torch.cat(
-            [slope.expand_as(v) for slope, v in zip(slopes, self.layout.split(z), strict=True)], 1
-        )
-        return flow * self.circuit.capacitance_farads / expanded
+        parts = zip(self.conductances, self.elements, self.layout.split(z), strict=True)
+        slopes = torch.cat([(g + element.slope(v)).expand_as(v) for g, element, v in parts], 1)
+        return flow * self.circuit.capacitance_farads / slopes
 
     def relaxation_rate(self) -> float:
         """By Gershgorin's circles: a node hangs at its neighbours with no more than all its conductance."""
@@ -288,15 +278,13 @@ class ResistiveSystem(System):
         alone = pull / conductance
         yielding = (1 / conductance).expand(alone.shape[1])
         # how far an output moves for the current that it asks for itself; one of a pair moves by both its nodes
-        slack = self.circuit.readout_gain**2 * (
-            sum(yielding.chunk(2)) if self.circuit.paired_output else yielding
-        )
+        slack = sum(yielding.chunk(2)) if self.circuit.paired_output else yielding
+        slack = self.circuit.readout_gain**2 * slack
         origin = 0.0 if self.origin is None else self._read(self.layout.output(self.origin))
         guess = self._read(layers[i])
         moved = self.nudge.cost.relax(self._read(alone), origin, self.nudge.target, beta * slack, guess)
-        return alone - beta * yielding * self._spread(
-            self.nudge.cost.gradient(origin + moved, self.nudge.target)
-        )
+        asked = self.nudge.cost.gradient(origin + moved, self.nudge.target)
+        return alone - beta * yielding * self._spread(asked)
 
     # -- gradient -----------------------------------------------------------------------------------
 
@@ -341,21 +329,29 @@ class ResistiveSystem(System):
     # -- bounds -------------------------------------------------------------------------------------
 
     def fastest_rate(self) -> float:
-        """By Gershgorin's circles, with the steepest diodes that sources of this voltage can drive; per second."""
+        """By Gershgorin's circles, with the steepest diodes that sources and targets can drive; per second."""
         highest = self.source.abs().amax().clamp(min=self.circuit.bias_volts or 0.0)
+        if self.nudge is not None:
+            highest = torch.maximum(
+                highest, self.nudge.target.to(highest).abs().amax() / self.circuit.readout_gain
+            )
         reach = max(self.circuit.amplification, 1.0)
         rates = [
             (2 * g + diode.steepest(2 * g * highest * reach**i)).max()
             for i, (g, diode) in enumerate(zip(self.conductances, self.elements, strict=True))
         ]
-        if self.nudge is not None:
-            rates[-1] = rates[-1] + self.nudge.curvature * self._reading / self.shares[-1]
+        rates[-1] = rates[-1] + self._stiffening
         return torch.stack(rates).max().item() / self.circuit.capacitance_farads
 
     def slowest_rate(self) -> float:
         """An upper bound of the slowest decay, per second: no node alone is slower than the network. It holds of the
         output nodes, which have no diodes."""
-        return self.conductances[-1].min().item() / self.circuit.capacitance_farads
+        return (self.conductances[-1].min().item() + self._stiffening) / self.circuit.capacitance_farads
+
+    @property
+    def _stiffening(self) -> float:
+        """What a nudge adds to the conductance of output nodes at most, S."""
+        return 0.0 if self.nudge is None else self.nudge.curvature * self._reading / self.shares[-1]
 
     def largest_beta(self, cost: Cost, enough: float = math.inf) -> float:
         """What the outputs' conductance to the sources bears, with all else eliminated (Kron 1939) and all diodes off.
