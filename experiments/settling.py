@@ -56,6 +56,8 @@ class Config(Options):
     """Of conductances: standard deviation of the logarithm."""
     networks: int = 3
     """Drawn for every settling time, of `samples` inputs each."""
+    diodes: tuple[str, ...] = tuple(DIODES)
+    """Of the networks that solvers are timed on: ideal, piecewise linear, Shockley."""
     batches: tuple[int, ...] = (1, 256)
     """Batch sizes that solvers are timed at."""
     rounds: int = 3
@@ -82,6 +84,8 @@ class Config(Options):
             raise ValueError(
                 f"beta shares {self.beta_share}, {self.beta_shares}; choose any above -1 other than 0"
             )
+        if unknown := set(self.diodes) - set(DIODES):
+            raise ValueError(f"unknown diodes {', '.join(sorted(unknown))}; choose of {', '.join(DIODES)}")
         if not 0 < self.tolerance < 0.1:
             raise ValueError(f"tolerance = {self.tolerance}; choose 0 < tolerance < 0.1, such as 1e-3")
         if min(self.spreads, default=-1) < 0:
@@ -92,6 +96,7 @@ class Config(Options):
         if not self.smoke:
             return self
         few = {"sizes": (8, 6, 3), "samples": 2, "points": 12, "depths": (1, 2), "beta_shares": (-0.5, 1.0)}
+        few |= {"diodes": ("ideal", "Shockley")}
         return dataclasses.replace(
             self, **few, spreads=(0.0, 1.0), networks=1, batches=(1,), rounds=1, nanoseconds=5.0
         )
@@ -156,7 +161,7 @@ def run(config: Config) -> dict[str, object]:
     figures.times(folder.path / "settling_times.png", panels, config.tolerance)
     tell("settling times")
     solvers: Rows = []
-    for diodes in DIODES:
+    for diodes in config.diodes:
         solvers += race(diodes, config.sizes, config.solver_volts, config.batches, config.rounds, config.seed)
         tell(f"solvers, {diodes} diodes")
     figures.race(folder.path / "solvers.png", solvers, f"ms/sample, batch {max(config.batches)}")
