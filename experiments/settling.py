@@ -95,7 +95,7 @@ class Config(Options):
         """What a smoke run does instead."""
         if not self.smoke:
             return self
-        few = {"sizes": (8, 6, 3), "samples": 2, "points": 12, "depths": (1, 2), "beta_shares": (-0.5, 1.0)}
+        few = {"sizes": (8, 6, 3), "samples": 2, "points": 8, "depths": (1, 2), "beta_shares": (-0.5, 1.0)}
         few |= {"diodes": ("ideal", "Shockley")}
         return dataclasses.replace(
             self, **few, spreads=(0.0, 1.0), networks=1, batches=(1,), rounds=1, nanoseconds=5.0

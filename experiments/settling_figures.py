@@ -39,7 +39,7 @@ def overlay(path: Path, found: Overlay) -> None:
 
 def descent(path: Path, found: Descent) -> None:
     """Left: co-content above where each phase ends, sample by sample, which only falls. Right: heat of each layer,
-    the mean over samples. Free, and then nudged from there."""
+    the mean over samples, over what it is in the free equilibrium. Free, and then nudged from there."""
     ns = 1e9 * found.seconds
     free, nudged = found.phases
     with figure(path, 1, 2, (11, 4)) as axes:
@@ -52,9 +52,10 @@ def descent(path: Path, found: Descent) -> None:
         left.set(xlabel="time since the phase began (ns)", ylabel="co-content above its end (W)")
         left.legend(frameon=False)
         for layer, heat in enumerate(found.heat.T, start=1):
-            right.plot(ns, 1e6 * heat, label=f"layer {layer}")
+            settled = heat[found.nudged_from - 1]
+            right.plot(ns, heat / settled, label=f"layer {layer}: {1e6 * settled:.3g} µW at rest")
         right.axvline(ns[found.nudged_from], color="0.7", lw=0.8)
-        right.set(xlabel="time (ns); nudged from the line on", ylabel="heat (µW)", yscale="log")
+        right.set(xlabel="time (ns); nudged from the line on", ylabel="heat over heat at rest")
         right.legend(frameon=False)
 
 

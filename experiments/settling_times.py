@@ -25,7 +25,8 @@ ENDS = (0.1, 0.5, 0.9)  # quantiles shown
 def settling_seconds(system: System, tolerance: float, start: Equilibrium | None = None) -> Tensor:
     """When the outputs of every sample have settled, (B,) s, from 0 V or from a free equilibrium.
 
-    From then on no output is farther from where it ends than `tolerance` times the longest way of an output.
+    From then on no output is farther from where it ends than `tolerance` times the longest way of an output. Good to
+    one percent.
     """
     end = settle(system, start, END)
     if not bool(end.converged.all()):
