@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import devices
@@ -95,6 +96,8 @@ class Config(Options):
     """Resistance in series with Shockley diodes."""
     window: tuple[float, float] | None = None
     """Range of every conductance in siemens; None takes that of the cells, or 1e-8 to 1e-4 without cells."""
+    initial: float = 0.2
+    """Conductances start uniform between the least and this share of the window."""
     input_volts: float = 1.0
     """Of a source at a pixel of one standard deviation; also of the bias lines."""
     amplification: float = 1.0
@@ -156,6 +159,8 @@ class Config(Options):
         for name in ("lr", "baseline_lr", "beta"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} = {getattr(self, name)}; choose a finite value > 0")
+        if not 0 < self.initial <= 1:
+            raise ValueError(f"initial = {self.initial}; choose a share of the window, 0 < initial <= 1")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum = {self.momentum}; choose 0 <= momentum < 1, such as 0.9")
         if self.window is not None and self.cell != "none":
@@ -207,7 +212,7 @@ class Config(Options):
         """A fresh network for these data."""
         cell = self.memory_cell()
         window = self.window or (IDEAL_WINDOW if cell is None else (cell.g_min_siemens, cell.g_max_siemens))
-        return ResistiveCircuit(
+        circuit = ResistiveCircuit(
             (data.features, *self.hidden, data.classes),
             self.diodes(),
             window=window,
@@ -219,6 +224,10 @@ class Config(Options):
             readout_gain=self.readout_gain,
             rng=generator(self.seed),
         ).to(self.device)
+        with torch.no_grad():
+            for conductances in circuit.parameters():  # which the circuit starts below the middle
+                conductances.sub_(window[0]).mul_(2 * self.initial).add_(window[0])
+        return circuit
 
     def strength(self, circuit: ResistiveCircuit, data: Dataset) -> float:
         """beta, or a share of what the outputs of this network bear, whose diodes do not matter."""
