@@ -250,7 +250,8 @@ class Shockley100(Config):
     ideality: float = 1.933
     input_volts: float = 10.0
     readout_gain: float = 50.0
-    lr: float = 2e-6
+    update: str = "muon"
+    lr: float = 2e-5
 
 
 @dataclass(frozen=True)
