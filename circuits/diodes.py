@@ -129,10 +129,7 @@ class Junctions(NodeElement):
         return sum(branch.slope(sign * z - self.offset) for sign, branch in self.branches)
 
     def rest(self, current: Tensor, conductance: Tensor) -> Tensor:
-        alone = [
-            sign * (branch.rest(sign * current - conductance * self.offset, conductance) + self.offset)
-            for sign, branch in self.branches
-        ]
+        alone = [sign * self._alone(branch, sign * current, conductance) for sign, branch in self.branches]
         if len(alone) == 1:
             return alone[0]
         # both pull towards z = 0, so that it comes to rest no farther from there than with one of them
@@ -141,6 +138,12 @@ class Junctions(NodeElement):
             miss = conductance * z + self.current(z) - current
             z = z - miss / (conductance + self.slope(z))
         return z
+
+    def _alone(self, branch: Branch, current: Tensor, conductance: Tensor) -> Tensor:
+        """Where nodes with this branch only come to rest, in its own sense."""
+        if not self.offset:
+            return branch.rest(current, conductance)
+        return branch.rest(current - conductance * self.offset, conductance) + self.offset
 
     def around(self, v0: Tensor) -> Junctions:
         moved = [(sign, branch.around(sign * v0 - self.offset)) for sign, branch in self.branches]
@@ -351,8 +354,8 @@ class _ExponentialBranch(Branch):
     def rest(self, current: Tensor, conductance: Tensor) -> Tensor:
         volts, series = self.diode.thermal_volts, self.diode.series_ohm
         scale = (1 + conductance * series) * self.saturation
-        t = exponential_root(conductance * volts / scale, current / scale)
-        return volts * t + series * self._current(t)
+        t = exponential_root(conductance * volts / scale, current * (1 / scale))
+        return volts * t + series * self._current(t) if series else volts * t
 
     def around(self, y0: Tensor) -> _ExponentialBranch:
         moved = self.saturation * self._junction(y0).clamp(max=self.steep).exp()
