@@ -181,7 +181,7 @@ class System(ABC):
         """
         raise ValueError(
             f"{type(self).__name__} has no implicit step: its flow is not stiff; choose an ODE solver, such as "
-            "ODE('dopri5')"
+            "ODE(method='dopri5')"
         )
 
     @abstractmethod

@@ -25,12 +25,15 @@ def exponential_root(a: Tensor, b: Tensor) -> Tensor:
     differentiates = torch.is_grad_enabled()
     with torch.no_grad():
         t = _halley(_start(a, b), a, b)
-        if t.dtype == torch.float32 and not differentiates:
-            return t
-        exponential = torch.expm1(t)
-        slope = exponential + 1 + a
-    # a step of Newton's method; at the root its derivatives are also those of t, with the slope held
-    return t - torch.addcmul(exponential - b, a, t) / slope
+        if t.dtype == torch.float64:
+            t = _newton(t, a, b)
+    return _newton(t, a, b) if differentiates else t
+
+
+def _newton(t: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """A step of Newton's method with t held: at the root its derivatives in a and b are those of the root."""
+    exponential = torch.expm1(t)
+    return t - torch.addcmul(exponential - b, a, t) / (exponential + 1 + a).detach()
 
 
 def _start(a: Tensor, b: Tensor) -> Tensor:

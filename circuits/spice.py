@@ -2,7 +2,8 @@
 
 In a netlist the inputs are the nodes x0, x1, .. and their negatives xn0, xn1, .., hidden nodes h1_0, h1_1, ..,
 outputs out_0, .. (the second ones of pairs outn_0, ..), and the lines behind amplifiers a1_0, a1_1, ... Every
-layer is a subcircuit: its crossbar, and the diodes and capacitors of its nodes.
+layer is a subcircuit, or several where it has more ports than one can: its crossbar, and the diodes and capacitors of
+its nodes.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from circuits.netlist import (
 )
 from circuits.ngspice import TIGHT, replay, run, thermal_volts
 from circuits.resistive_system import ResistiveSystem
-from circuits.spice_crossbars import crossbar
+from circuits.spice_crossbars import tiles
 
 IDEAL_ON = 1e7
 """How many times better an ideal diode conducts than all else at its node; with more, the rounding of voltages is more
@@ -72,13 +73,15 @@ def netlist_of(
     elements = [*_sources(system, sample), *_nudge(system, sample)]
     subcircuits, below = [], _line_names(circuit.lines[0], _named("x", circuit.features))
     for i, (coupling, nodes) in enumerate(zip(system.couplings, layers, strict=True)):
-        name = f"layer{i + 1}"
-        inside = [*crossbar(coupling, below, nodes)]
-        if i < len(layers) - 1:
-            inside += _diodes(circuit.diode, nodes, system.conductances[i])
-        inside += [Capacitor(node, node, GROUND, circuit.capacitance_farads) for node in nodes]
-        subcircuits.append(Subcircuit(name, (*below, *nodes), tuple(inside)))
-        elements.append(Instance(name, (*below, *nodes), name))
+        for tile in tiles(coupling, below, nodes):
+            name, inside, some = f"layer{i + 1}{tile.name}", [*tile.elements], nodes[tile.nodes]
+            if tile.is_first:
+                if i < len(layers) - 1:
+                    inside += _diodes(circuit.diode, some, system.conductances[i][tile.nodes])
+                inside += [Capacitor(node, node, GROUND, circuit.capacitance_farads) for node in some]
+            ports = (*tile.lines, *some)
+            subcircuits.append(Subcircuit(name, ports, tuple(inside)))
+            elements.append(Instance(name, ports, name))
         if i < len(layers) - 1:
             lines = nodes
             if circuit.amplification != 1:

@@ -3,21 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from circuits.couplings import Coupling, IdealCoupling
+from circuits.couplings import Coupling
 from circuits.netlist import GROUND, Element, Instance, Netlist, Resistor, Subcircuit, VoltageSource
 from circuits.ngspice import TIGHT
 from circuits.wired_array import WiredArray
 
+PORTS = 900  # of a subcircuit; ngspice gives up at about 1000
+TILE = 440  # lines or nodes of a part of a crossbar that has more ports; even, as nodes alternate
 
-def crossbar(coupling: Coupling, lines: Sequence[str], nodes: Sequence[str]) -> Iterator[Element]:
-    """The elements between a crossbar's input lines and its output nodes, both in their order."""
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of a crossbar that makes a subcircuit: some of its lines, and a slice of its nodes."""
+
+    name: str
+    lines: tuple[str, ...]
+    nodes: slice
+    elements: tuple[Element, ...]
+    is_first: bool  # of those with these nodes
+
+
+def tiles(coupling: Coupling, lines: Sequence[str], nodes: Sequence[str]) -> Iterator[Tile]:
+    """The elements between a crossbar's input lines and its output nodes, both in their order: all in one, or in parts
+    where ngspice could not hold that many ports."""
+    if len(lines) + len(nodes) <= PORTS:
+        inside = _wired_or_ideal(coupling, lines, nodes)
+        yield Tile("", tuple(lines), slice(0, len(nodes)), tuple(inside), is_first=True)
+        return
+    if coupling.array is not None:
+        raise ValueError(
+            f"a wired array of {len(lines)} lines and {len(nodes)} nodes has more than {PORTS} ports, and its wires "
+            "cannot be cut into subcircuits; export one of a smaller network, or without wires"
+        )
+    for row in range(0, len(nodes), TILE):
+        for column in range(0, len(lines), TILE):
+            rows, columns = slice(row, row + TILE), slice(column, column + TILE)
+            inside = ideal_elements(coupling.weight[rows, columns], lines[columns], nodes[rows])
+            yield Tile(f"_{row}_{column}", tuple(lines[columns]), rows, tuple(inside), is_first=column == 0)
+
+
+def _wired_or_ideal(coupling: Coupling, lines: Sequence[str], nodes: Sequence[str]) -> Iterator[Element]:
     if coupling.array is not None:  # the wires themselves, also of one that is settled without them
         return wired_elements(coupling.array, lines, nodes)
-    if not isinstance(coupling, IdealCoupling):
-        raise ValueError(f"no netlist of a {type(coupling).__name__}; export an IdealCoupling")
     return ideal_elements(coupling.weight, lines, nodes)
 
 

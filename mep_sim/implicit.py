@@ -115,6 +115,11 @@ class Implicit(Solver):
 
 def integrate(system: System, z: Tensor, solver: Implicit, save_at: Tensor | None) -> Equilibrium:
     """Settle from z by this solver; see `mep_sim.settling.settle`."""
+    if solver.method == "trapezoid" and system.is_held:
+        raise ValueError(
+            "the trapezoid throws nodes to and fro between the walls of ideal diodes, for ever; choose "
+            "Implicit(method='tr_bdf2') or 'implicit_euler'"
+        )
     run, transient = _Run(system, z, solver), None
     if save_at is not None:
         times = checked_save_times(save_at)

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
+from circuits import spice_crossbars
 from circuits.costs import CrossEntropy, SquaredError
 from circuits.diodes import IdealDiode, PiecewiseLinearDiode, ShockleyDiode
 from circuits.netlist import Diode, Resistor, write
@@ -53,6 +54,16 @@ def test_operating_points_of_shockley_networks(sizes):
     # and diodes have a say in it
     without = bound(sizes, ShockleyDiode(saturation_amperes=1e-30))
     assert (settled(without) - found).abs().max() > 0.01
+
+
+@needs_ngspice
+def test_layers_with_more_ports_than_a_subcircuit_may_have_are_cut(monkeypatch):
+    monkeypatch.setattr(spice_crossbars, "PORTS", 12)
+    monkeypatch.setattr(spice_crossbars, "TILE", 6)
+    system = bound((5, 14, 10, 3))
+    deck = write(netlist_of(system))
+    assert all(f".subckt layer1_{row}_{column}" in deck for row in (0, 6, 12) for column in (0, 6))
+    np.testing.assert_allclose(operating_points(system), settled(system), rtol=0, atol=1e-7)
 
 
 arrangements = st.sampled_from(["alternating", "pair"])

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from circuits.couplings import Coupling
+from circuits.couplings import LadderCoupling, Lines
 from circuits.netlist import write
 from circuits.netlist_parser import parse
 from circuits.ngspice import run
-from circuits.spice_crossbars import crossbar, netlist_of_array
+from circuits.spice_crossbars import PORTS, netlist_of_array, tiles
 from circuits.wired_array import WiredArray
 from circuits.wires import AccessTransistor, Wires
 from tests.marks import needs_ngspice
@@ -49,9 +49,9 @@ def test_a_wired_array_draws_what_its_circuit_draws(shape, wires):
             np.testing.assert_allclose(across, [volts], rtol=0, atol=1e-12)
 
 
-def test_a_coupling_without_a_netlist_is_refused():
-    class Other(Coupling):
-        upwards = downwards = bias_current = cocontent = contrast = None
-
-    with pytest.raises(ValueError, match="no netlist of a Other"):
-        crossbar(Other(), ["x0"], ["h1_0"])
+def test_wires_of_an_array_with_too_many_ports_are_refused():
+    lines = Lines(PORTS, doubled=False, bias_volts=None)
+    weight = torch.full((2, PORTS), 1e-5)
+    coupling = LadderCoupling(weight, lines, Wires())
+    with pytest.raises(ValueError, match="cannot be cut into subcircuits"):
+        list(tiles(coupling, [f"x{j}" for j in range(PORTS)], ["h1_0", "h1_1"]))

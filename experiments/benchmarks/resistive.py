@@ -32,7 +32,7 @@ from torch import Tensor
 
 from circuits import ngspice
 from circuits.diodes import ShockleyDiode
-from circuits.netlist import Instance, Netlist, TransientAnalysis, write
+from circuits.netlist import TransientAnalysis, write
 from circuits.rawfiles import Solution, read_raw
 from circuits.resistive import ResistiveCircuit
 from circuits.resistive_system import ResistiveSystem
@@ -222,25 +222,12 @@ def _rival(config: Config, network: _Network, samples: int) -> _Ngspice | str:
     if not ngspice.available():
         return "ngspice: not installed"
     system = network.system(samples=samples)
-    netlist = _flat(netlist_of(system))
+    netlist = netlist_of(system)
     if samples == 1:
         deck = write(netlist)
         return _Ngspice(partial(_read_and_find, deck))
     sources = [f"vx{k}" for k in range(system.circuit.features)]
     return _Ngspice(lambda: ngspice.replay(netlist, sources, system.source))
-
-
-def _flat(netlist: Netlist) -> Netlist:
-    """Without subcircuits, which may have no more than 1000 ports. Ports of a layer are named as its nodes."""
-    inside = {subcircuit.name: subcircuit.elements for subcircuit in netlist.subcircuits}
-    elements = []
-    for element in netlist.elements:
-        if isinstance(element, Instance):
-            parts = inside[element.subcircuit]
-            elements += [replace(part, name=f"{element.name}_{part.name}") for part in parts]
-        else:
-            elements.append(element)
-    return replace(netlist, elements=tuple(elements), subcircuits=())
 
 
 def _read_and_find(deck: str) -> Solution:
