@@ -12,7 +12,10 @@ from experiments.settling_times import Point
 from experiments.settling_transients import Descent, Overlay
 
 NODES = 6  # drawn
-LEAST_VOLTS = 1e-12  # a logarithm has no zero
+LEAST_VOLTS, LEAST_WATTS = (
+    1e-12,
+    1e-17,
+)  # a logarithm has no zero; below are rounding errors of the co-content
 
 
 def overlay(path: Path, found: Overlay) -> None:
@@ -47,7 +50,7 @@ def descent(path: Path, found: Descent) -> None:
         for name, colour, phase in (("free", FREE, free), ("nudged", NUDGED, nudged)):
             above = found.energy[phase] - found.energy[phase][-1]
             since = ns[phase] - ns[phase][0]
-            lines = left.loglog(since[1:-1], above[1:-1].clamp(min=1e-18), color=colour, lw=0.8)
+            lines = left.loglog(since[1:-1], above[1:-1].clamp(min=LEAST_WATTS), color=colour, lw=0.8)
             lines[0].set_label(name)
         left.set(xlabel="time since the phase began (ns)", ylabel="co-content above its end (W)")
         left.legend(frameon=False)

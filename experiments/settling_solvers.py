@@ -24,7 +24,7 @@ SOLVERS: dict[str, Solver] = {
     "sweeps": Sweep(TOLERANCE),
     # a trapezoid throws a node at an ideal diode to and fro for ever: it need not spend minutes on it
     **{
-        name: Implicit(TOLERANCE, name, max_evaluations=2_000)
+        name: Implicit(TOLERANCE, name, max_evaluations=1_000)
         for name in ("tr_bdf2", "implicit_euler", "trapezoid")
     },
     **{name: ODE(TOLERANCE, name) for name in ("euler", "rk4", "bosh3", "dopri5")},

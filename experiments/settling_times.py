@@ -17,7 +17,7 @@ from experiments.settling_networks import bound, inputs, network
 from mep_sim.settling import Implicit, Sweep, settle
 
 END = Sweep(1e-12, max_sweeps=20_000)
-POINTS = 60  # looked at on the way; errors between them fall exponentially
+POINTS = 40  # looked at on the way; errors between them fall exponentially
 ENDS = (0.1, 0.5, 0.9)  # quantiles shown
 
 
