@@ -117,7 +117,7 @@ def race(
             if found.settled:
                 to_time[label] = lambda way=way, system=system: way(system)
             else:
-                row["note"] = "not settled"
+                row["note"] = f"not settled, batch {samples}"
         for label, timing in alternately(to_time, rounds, seconds=8, warm_up=False).items():
             rows[label][f"ms/sample, batch {samples}"] = 1e3 * timing.seconds / samples
             rows[label][f"times sweeps, batch {samples}"] = timing.ratio
