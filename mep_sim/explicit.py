@@ -159,7 +159,8 @@ class _WatchedFlow:
             raise SettlingError(
                 f"{solver} cannot settle this circuit: its rates span a ratio of {fastest / slowest:.2g} "
                 f"({slowest:.3g} to {fastest:.3g}), so that stable steps take about {needed:.2g} evaluations, beyond "
-                f"max_evaluations = {solver.max_evaluations}; choose Implicit(method='tr_bdf2'), or raise max_evaluations"
+                f"max_evaluations = {solver.max_evaluations}; choose Implicit(method='tr_bdf2'), or raise "
+                "max_evaluations"
             )
 
     def solve(self, z: Tensor, times: Tensor, ceiling: float) -> Tensor:

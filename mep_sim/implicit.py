@@ -116,7 +116,7 @@ class Implicit(Solver):
 def integrate(system: System, z: Tensor, solver: Implicit, save_at: Tensor | None) -> Equilibrium:
     """Settle from z by this solver; see `mep_sim.settling.settle`."""
     if solver.method == "trapezoid" and system.is_held:
-        raise ValueError(
+        raise SettlingError(
             "the trapezoid throws nodes to and fro between the walls of ideal diodes, for ever; choose "
             "Implicit(method='tr_bdf2') or 'implicit_euler'"
         )
