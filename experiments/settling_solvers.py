@@ -91,7 +91,8 @@ def race(
 ) -> list[dict[str, object]]:
     """A row for every way to the equilibrium of the network with diodes `name`, sources of `volts` at x = 1.
 
-    A solver refuses what it cannot hold, stiff circuits or ideal diodes. Times are medians of `rounds` repeats in turn, fewer where they take over 8 s; errors are the largest of a node.
+    A solver refuses what it cannot hold, stiff circuits or ideal diodes. Times are medians of `rounds` repeats in turn,
+    fewer where they take over 8 s; errors are the largest of a node.
     """
     diode, rng = DIODES[name], generator(seed)
     circuit = network(sizes, diode, rng=rng, volts=volts)
