@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from circuits import netlist_parser, ngspice
-from experiments import recording, resistive_figures
+from circuits import ResistiveCircuit, ShockleyDiode, netlist_parser, ngspice
+from circuits.netlist import write
+from circuits.spice import netlist_of, node_names, operating_points
+from experiments import recording, resistive_figures, resistive_measures
 from experiments.common import launch
+from experiments.resistive_measures import flattened
 from experiments.resistive_mnist import COLUMNS, PRESETS, Config, make_learners, preset_of, run
 from mep_sim import checkpoint
 from mep_sim.trace import Trace
@@ -40,12 +43,14 @@ def tiny(out: Path, **settings) -> Config:
 
 @pytest.fixture
 def undrawn(monkeypatch):
+    """No pictures, and few points of transients: what takes long."""
+    monkeypatch.setattr(resistive_measures, "POINTS", 21)
     monkeypatch.setattr(resistive_figures, "draw", lambda *_: None)
 
 
 def test_smoke_leaves_every_file_and_prints_the_table_it_stores(tmp_path):
     out = tmp_path / "run"
-    arguments = ["--smoke", "--dataset", "digits", "--diode", "shockley", "--out", out]
+    arguments = ["--smoke", "--dataset", "digits", "--readout-gain", "50", "--out", out]
     command = [sys.executable, "-m", "experiments.resistive_mnist", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -76,6 +81,21 @@ def test_ngspice_finds_the_trained_network_where_sweeps_do(tmp_path, undrawn):
     results = run(tiny(tmp_path / "run", replay=3, diode="shockley", epochs=1))
     assert results.replayed.largest_volts < 1e-6
     assert results.replayed.equal_decisions == 1
+
+
+@needs_ngspice
+def test_a_flat_netlist_is_the_same_circuit():
+    diode = ShockleyDiode(saturation_amperes=1e-6, offset_volts=0.1)
+    rng = torch.Generator().manual_seed(0)
+    circuit = ResistiveCircuit((4, 3, 3, 2), diode, amplification=2.0, rng=rng).double()
+    system = circuit.bind(circuit.params(), torch.randn(3, 4, generator=rng, dtype=torch.float64))
+    netlist = netlist_of(system)
+    flat = flattened(netlist, "layer")
+    assert [part.name for part in flat.subcircuits] == ["amplifier"]
+    assert netlist_parser.parse(write(flat)) == flat
+    solution = ngspice.replay(flat, [f"vx{k}" for k in range(4)], system.source.numpy())
+    judged = torch.from_numpy(solution.volts(node_names(system)))
+    torch.testing.assert_close(judged, operating_points(system), rtol=0, atol=1e-9)
 
 
 def test_without_ngspice_the_table_says_so(tmp_path, monkeypatch, undrawn):
