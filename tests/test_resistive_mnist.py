@@ -16,8 +16,9 @@ from circuits.netlist import write
 from circuits.spice import netlist_of, node_names, operating_points
 from experiments import recording, resistive_figures, resistive_measures
 from experiments.common import launch
+from experiments.resistive_config import PRESETS, Config, preset_of
 from experiments.resistive_measures import flattened
-from experiments.resistive_mnist import COLUMNS, PRESETS, Config, make_learners, preset_of, run
+from experiments.resistive_mnist import COLUMNS, make_learners, run
 from mep_sim import checkpoint
 from mep_sim.trace import Trace
 from tests.marks import needs_ngspice
