@@ -15,6 +15,7 @@ import torch
 import devices
 from circuits import IdealDiode, PiecewiseLinearDiode, ResistiveCircuit, ShockleyDiode, cost
 from circuits.diodes import ARRANGEMENTS, Diode
+from circuits.wires import Wires
 from experiments.common import Options, generator
 from mep_sim.data import Dataset, load
 from mep_sim.optimizers import AdamUpdate, MuonUpdate, PlainUpdate
@@ -77,6 +78,8 @@ class Config(Options):
     """Of the amplifiers that read the outputs, and that a nudge comes back through."""
     capacitance: float = 1e-12
     """Of every node to ground, in farads."""
+    wire_ohm: float = 0.0
+    """Of every segment of a word or bit line; 0 for ideal wires. Wide crossbars make it slow, and approximate."""
     cell: str = "none"
     """Memory cell of the conductances: a preset's name or a device file (.json); none for ideal ones."""
 
@@ -128,6 +131,8 @@ class Config(Options):
         for name in ("lr", "baseline_lr", "beta"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} = {getattr(self, name)}; choose a finite value > 0")
+        if not 0 <= self.wire_ohm < math.inf:
+            raise ValueError(f"wire_ohm = {self.wire_ohm}; choose a finite resistance >= 0")
         if not 0 < self.initial <= 1:
             raise ValueError(f"initial = {self.initial}; choose a share of the window, 0 < initial <= 1")
         if not 0 <= self.momentum < 1:
@@ -191,6 +196,7 @@ class Config(Options):
             amplification=self.amplification,
             paired_output=self.paired_output,
             readout_gain=self.readout_gain,
+            wires=Wires(self.wire_ohm, self.wire_ohm) if self.wire_ohm else None,
             rng=generator(self.seed),
         ).to(self.device)
         with torch.no_grad():

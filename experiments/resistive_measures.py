@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from circuits import Equilibrium, cost, ngspice
-from circuits.netlist import GROUND, Element, Instance, Netlist, write
+from circuits import Equilibrium, cost
+from circuits.netlist import write
+from circuits.ngspice import NgspiceError, available, version
 from circuits.resistive_system import ResistiveSystem
-from circuits.spice import netlist_of, node_names
+from circuits.spice import netlist_of, operating_points
 from experiments.learner import Learner
 from mep_sim.energy import dissipated
 from mep_sim.settling import Implicit, Sweep, settle
@@ -22,7 +22,7 @@ from mep_sim.trace import Axis, Trace, Variable
 POINTS = 241  # of a transient
 # within a thousandth of rest: a class is decided long before
 SETTLED = Implicit(1e-3, rtol=1e-4)
-NETLIST, LAYERS = "network.cir", "layer"  # the file, and what the subcircuits of layers are called
+NETLIST = "network.cir"
 
 
 @dataclass(frozen=True)
@@ -151,45 +151,18 @@ def replay(learner: Learner, x: Tensor, folder: Path) -> Replay:
     if not len(x):
         return Replay(0, skipped="not asked for")
     system = bound(learner, x)
-    netlist = flattened(netlist_of(system), LAYERS)
-    (folder / NETLIST).write_text(write(netlist))
-    if not ngspice.available():
+    (folder / NETLIST).write_text(write(netlist_of(system)))
+    if not available():
         return Replay(len(x), skipped="no ngspice")
-    sources = [f"vx{k}" for k in range(system.source.shape[1])]
     try:
-        solution = ngspice.replay(netlist, sources, system.source.numpy())
-    except ngspice.NgspiceError as error:
-        return Replay(len(x), skipped="; ".join(str(error).splitlines()[:2]))
-    judged = torch.from_numpy(solution.volts(node_names(system)))
+        judged = operating_points(system)
+    except NgspiceError as error:
+        return Replay(len(x), skipped=str(error).splitlines()[0])
     ours = settle(system, solver=Sweep(1e-12)).state
     equal = system.readout(ours).argmax(1) == system.readout(judged).argmax(1)
     return Replay(
-        len(x),
-        (ours - judged).abs().max().item(),
-        equal.double().mean().item(),
-        f"ngspice {ngspice.version()}",
+        len(x), (ours - judged).abs().max().item(), equal.double().mean().item(), f"ngspice {version()}"
     )
-
-
-def flattened(netlist: Netlist, prefix: str) -> Netlist:
-    """The same circuit with what is in the subcircuits called `prefix`.. in the circuit itself: ngspice 39 refuses
-    subcircuits of more than 1,005 ports. Their nodes and elements are called after the instance."""
-    inlined = {part.name: part for part in netlist.subcircuits if part.name.startswith(prefix)}
-
-    def parts() -> Iterator[Element]:
-        for element in netlist.elements:
-            if not isinstance(element, Instance) or element.subcircuit not in inlined:
-                yield element
-                continue
-            inside, own = inlined[element.subcircuit], element.name
-            outer = dict(zip(inside.ports, element.nodes, strict=True)) | {GROUND: GROUND}
-            for part in inside.elements:
-                nodes = {name: getattr(part, name) for name in part.node_fields}
-                nodes = {name: outer.get(node, f"{own}_{node}") for name, node in nodes.items()}
-                yield replace(part, name=f"{part.letter}{own}_{part.name}", **nodes)
-
-    kept = tuple(part for part in netlist.subcircuits if part.name not in inlined)
-    return replace(netlist, elements=tuple(parts()), subcircuits=kept)
 
 
 def record_energy(trace: Trace, energy: Energy) -> None:

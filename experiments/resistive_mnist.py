@@ -21,7 +21,7 @@ from experiments import recording, resistive_figures
 from experiments.common import console, generator, launch, print_table
 from experiments.learner import Learner
 from experiments.resistive_config import UPDATES, Config, preset_of
-from experiments.resistive_measures import Energy, Replay, measure_energy, record_energy, replay
+from experiments.resistive_measures import Energy, Replay, bound, measure_energy, record_energy, replay
 from mep_sim import checkpoint
 from mep_sim.checkpoint import RunFolder
 from mep_sim.data import Dataset
@@ -73,6 +73,9 @@ def run(config: Config) -> Results:
         resistive_figures.draw(folder.path, trace, learners, energy)
     history = {x.name: x.history for x in learners}
     found = {"energy": energy.results(), "replay": dataclasses.asdict(replayed)}
+    if wire_errors := bound(ep, data.test_x[:1]).wire_errors():
+        found["wire_errors"] = wire_errors
+        say("wires are approximate: " + ", ".join(f"{name} by {e:.1e}" for name, e in wire_errors.items()))
     folder.finish({"rows": rows, **found, "source": data.source, "history": history})
     title = f"{data.name}, {len(data.train_x)} samples, {config.epochs} epochs, seed {config.seed}"
     print_table(title, rows, COLUMNS)
