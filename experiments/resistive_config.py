@@ -226,7 +226,7 @@ class Shockley100(Config):
     input_volts: float = 10.0
     readout_gain: float = 50.0
     update: str = "muon"
-    lr: float = 2e-5
+    lr: float = 6e-6
 
 
 @dataclass(frozen=True)
