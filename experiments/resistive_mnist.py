@@ -158,7 +158,9 @@ def _train(config: Config, data: Dataset, learners: list[Learner], folder: RunFo
                 states = {x.name: x.state_dict() for x in learners}
                 checkpoint.save(folder.checkpoint, {"learners": states, "trace": trace.lengths()})
                 if not console.is_terminal:
-                    errors = f"validation {1 - last['validation']:.2%}, test {last['test_error']:.2%}"
+                    errors = f"test {last['test_error']:.2%}"
+                    if validation is not None:
+                        errors = f"validation {1 - last['validation']:.2%}, {errors}"
                     done = f"{learner.name}: epoch {epoch}/{config.epochs}, loss {last['loss']:.4f}"
                     console.print(f"{done}, errors: {errors}, {last['seconds']:.0f} s")
 
