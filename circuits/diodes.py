@@ -129,21 +129,34 @@ class Junctions(NodeElement):
         return sum(branch.slope(sign * z - self.offset) for sign, branch in self.branches)
 
     def rest(self, current: Tensor, conductance: Tensor) -> Tensor:
-        alone = [sign * self._alone(branch, sign * current, conductance) for sign, branch in self.branches]
-        if len(alone) == 1:
-            return alone[0]
-        # both pull towards z = 0, so that it comes to rest no farther from there than with one of them
+        if len(self.branches) == 1:
+            return self._alone(0, current, conductance)
+        # counted from z = 0 both pull back there: it comes to rest no farther from there than with one of them
+        alone = [
+            self._alone(k, current + sign * branch.current(current.new_tensor(-self.offset)), conductance)
+            for k, (sign, branch) in enumerate(self.branches)
+        ]
         z = torch.where(alone[0].abs() < alone[1].abs(), *alone)
         for _ in range(self.newton_steps):
-            miss = conductance * z + self.current(z) - current
-            z = z - miss / (conductance + self.slope(z))
+            slopes = [branch.slope(sign * z - self.offset) for sign, branch in self.branches]
+            lines = [
+                sign * branch.current(sign * z - self.offset) - slope * z
+                for slope, (sign, branch) in zip(slopes, self.branches, strict=True)
+            ]
+            # the steeper one as it is and the other one by its tangent: no step leaves what an exponential bears
+            z = torch.where(
+                slopes[0] > slopes[1],
+                self._alone(0, current - lines[1], conductance + slopes[1]),
+                self._alone(1, current - lines[0], conductance + slopes[0]),
+            )
         return z
 
-    def _alone(self, branch: Branch, current: Tensor, conductance: Tensor) -> Tensor:
-        """Where nodes with this branch only come to rest, in its own sense."""
+    def _alone(self, k: int, current: Tensor, conductance: Tensor) -> Tensor:
+        """Where nodes with this branch only come to rest."""
+        sign, branch = self.branches[k]
         if not self.offset:
-            return branch.rest(current, conductance)
-        return branch.rest(current - conductance * self.offset, conductance) + self.offset
+            return sign * branch.rest(sign * current, conductance)
+        return sign * (branch.rest(sign * current - conductance * self.offset, conductance) + self.offset)
 
     def around(self, v0: Tensor) -> Junctions:
         moved = [(sign, branch.around(sign * v0 - self.offset)) for sign, branch in self.branches]
@@ -302,7 +315,8 @@ class _LinearBranch(Branch):
         return self.diode.off_siemens * y + self.bend * beyond
 
     def slope(self, y: Tensor) -> Tensor:
-        return torch.where(y > self.kink, self.diode.on_siemens, self.diode.off_siemens).to(y.dtype)
+        on, off = (y.new_tensor(siemens) for siemens in (self.diode.on_siemens, self.diode.off_siemens))
+        return torch.where(y > self.kink, on, off)
 
     def rest(self, current: Tensor, conductance: Tensor) -> Tensor:
         off, on = conductance + self.diode.off_siemens, conductance + self.diode.on_siemens
@@ -328,10 +342,13 @@ class _LinearBranch(Branch):
 class _ExponentialBranch(Branch):
     """Moved to another voltage an exponential is one again, of saturation current I_s exp(junction / (n kT/q))."""
 
-    steep = 60.0  # junction over n kT/q above which it goes on straight: a trial step must not overflow
+    steepest_junction = 60.0  # over n kT/q; above it goes on straight: a trial step must not overflow
 
-    def __init__(self, diode: ShockleyDiode, saturation: Tensor | float):
-        self.diode, self.saturation = diode, saturation
+    def __init__(
+        self, diode: ShockleyDiode, saturation: Tensor | float, steep: Tensor | float = steepest_junction
+    ):
+        self.diode, self.saturation, self.steep = diode, saturation, steep
+        self.straight = saturation * (steep.exp() if isinstance(steep, Tensor) else math.exp(steep))
 
     def _junction(self, y: Tensor) -> Tensor:
         """Voltage across the junction over n kT/q."""
@@ -342,7 +359,7 @@ class _ExponentialBranch(Branch):
 
     def _current(self, t: Tensor) -> Tensor:
         over = (t - self.steep).clamp(min=0)
-        return self.saturation * (torch.expm1(t.clamp(max=self.steep)) + over * math.exp(self.steep))
+        return self.saturation * torch.expm1(t.clamp(max=self.steep)) + over * self.straight
 
     def current(self, y: Tensor) -> Tensor:
         return self._current(self._junction(y))
@@ -355,21 +372,23 @@ class _ExponentialBranch(Branch):
         volts, series = self.diode.thermal_volts, self.diode.series_ohm
         scale = (1 + conductance * series) * self.saturation
         t = exponential_root(conductance * volts / scale, current * (1 / scale))
-        return volts * t + series * self._current(t) if series else volts * t
+        return (volts * t + series * current) / (1 + conductance * series) if series else volts * t
 
     def around(self, y0: Tensor) -> _ExponentialBranch:
-        moved = self.saturation * self._junction(y0).clamp(max=self.steep).exp()
+        t, numbers = self._junction(y0).clamp(max=self.steep), torch.finfo(y0.dtype)
         # where float32 has no number that small the diode is off, with a volt or more to go until it is not
-        return _ExponentialBranch(self.diode, moved.clamp(min=torch.finfo(moved.dtype).tiny ** 0.8))
+        moved = (self.saturation * t.exp()).clamp(min=numbers.tiny**0.8)
+        return _ExponentialBranch(self.diode, moved, (self.steep - t).clamp(max=0.9 * math.log(numbers.max)))
 
     def cocontent(self, y: Tensor) -> Tensor:
         t = self._junction(y)
         held, over = t.clamp(max=self.steep), (t - self.steep).clamp(min=0)
-        curved = (
-            torch.expm1(held) - held + over * torch.expm1(held) + 0.5 * over.square() * math.exp(self.steep)
-        )
-        ohmic = 0.5 * self.diode.series_ohm * self._current(t).square()
-        return self.saturation * self.diode.thermal_volts * curved + ohmic
+        curved = self.saturation * (torch.expm1(held) - held)
+        straight = over * (self.saturation * torch.expm1(held)) + 0.5 * over.square() * self.straight
+        junction = self.diode.thermal_volts * (curved + straight)
+        if not (series := self.diode.series_ohm):
+            return junction
+        return junction + 0.5 * series * self._current(t).square()
 
     def steepest(self, current: Tensor) -> Tensor:
         junction = self.diode.thermal_volts / (current + self.diode.saturation_amperes)
