@@ -213,7 +213,7 @@ CASES = {
         IdealDiode(arrangement="pair", offset_volts=0.1), 8, 12, 10, 4, amplification=2.0, kink_free=1e-3
     ),
     "resistive-kinked": lambda: resistive(
-        PiecewiseLinearDiode(arrangement="pair", offset_volts=0.1, on_siemens=5.0, off_siemens=0.1),
+        PiecewiseLinearDiode(offset_volts=0.1, on_siemens=5.0, off_siemens=0.1),
         8,
         6,
         5,
