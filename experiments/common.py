@@ -14,6 +14,7 @@ from typing import Annotated, TypeVar
 import torch
 import tyro
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -87,6 +88,17 @@ def _parse(config: type[C]) -> C:
 
 def generator(seed: int, device: str = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
+
+
+def progress_bars() -> Progress:
+    """Bars with the time left, on a terminal."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, object]], formats: Mapping[str, str]) -> None:

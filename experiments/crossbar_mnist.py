@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import devices
 from circuits import EnergyCircuit, FeedforwardCircuit, HopfieldCircuit
@@ -23,7 +22,7 @@ from circuits.periphery import Converter
 from circuits.pulse_trains import PulseTrains
 from circuits.tiki_taka import TikiTakaChip
 from experiments import figures, recording
-from experiments.common import Options, console, generator, launch, print_table
+from experiments.common import Options, console, generator, launch, print_table, progress_bars
 from experiments.learner import Learner, update_rule
 from mep_sim import checkpoint
 from mep_sim.checkpoint import RunFolder
@@ -278,7 +277,7 @@ def run(config: Config) -> Results:
     say = partial(console.print, soft_wrap=True)
     say(f"data: {data.source}; training on {len(data.train_x)} samples")
     say(f"cell: {'ideal weights' if config.cell == 'none' else config.cell}; settling: {config.settling()}")
-    with _begin(config, folder, learners) as trace:
+    with recording.begin(config, folder, learners) as trace:
         _train(config, data, learners, folder, trace)
         rows = [_summarise(learner, data) for learner in learners]
         figures.draw(folder.path, trace, learners, config.epochs)
@@ -362,7 +361,7 @@ def make_learners(config: Config, data: Dataset) -> list[Learner]:
 def _train(config: Config, data: Dataset, learners: list[Learner], folder: RunFolder, trace: Trace) -> None:
     """Train every learner to the end, checkpointed after each epoch."""
     validation = (data.validation_x, data.validation_y)
-    with _progress() as progress:
+    with progress_bars() as progress:
         for learner in learners:
             total = config.epochs * -(-len(data.train_x) // config.batch_size)
             task = progress.add_task(learner.name, total=total, completed=learner.steps)
@@ -374,31 +373,6 @@ def _train(config: Config, data: Dataset, learners: list[Learner], folder: RunFo
                 recording.transient(trace, learner, epoch, *validation)
                 states = {x.name: x.state_dict() for x in learners}
                 checkpoint.save(folder.checkpoint, {"learners": states, "trace": trace.lengths()})
-
-
-def _begin(config: Config, folder: RunFolder, learners: list[Learner]) -> Trace:
-    """A new trace, or the one of the last checkpoint with all learners set back to it."""
-    if folder.resumable:
-        state = checkpoint.load(folder.checkpoint, config.device)
-        for learner in learners:
-            learner.load_state_dict(state["learners"][learner.name])
-        trace = Trace.resume(folder.trace, state["trace"])
-        recording.declare(trace, learners)
-        return trace
-    trace = Trace.create(folder.trace, config=config.identity(), seed=config.seed, overwrite=True)
-    recording.declare(trace, learners)
-    recording.start(trace, learners[0])
-    return trace
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def _summarise(learner: Learner, data: Dataset) -> dict[str, object]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from circuits import cost
 from circuits.crossbar import Crossbar
+from experiments.common import Options
 from experiments.learner import Learner
+from mep_sim import checkpoint
+from mep_sim.checkpoint import RunFolder
 from mep_sim.monitor import StepMetrics
 from mep_sim.optimizers import EPGradient
 from mep_sim.settling import ODE, settle
@@ -44,6 +49,28 @@ def conductances(weight: str) -> str:
 def programmed(weight: str) -> str:
     """The group with a weight's targets and what the chip read after programming."""
     return f"programmed_{slug(weight)}"
+
+
+def begin(
+    config: Options,
+    folder: RunFolder,
+    learners: list[Learner],
+    announce: Callable[[Trace, list[Learner]], None] | None = None,
+) -> Trace:
+    """A new trace, or the one of the last checkpoint with all learners set back to it. announce: declares what grows,
+    `declare` unless given."""
+    announce = declare if announce is None else announce
+    if folder.resumable:
+        state = checkpoint.load(folder.checkpoint, config.device)
+        for learner in learners:
+            learner.load_state_dict(state["learners"][learner.name])
+        trace = Trace.resume(folder.trace, state["trace"])
+        announce(trace, learners)
+        return trace
+    trace = Trace.create(folder.trace, config=config.identity(), seed=config.seed, overwrite=True)
+    announce(trace, learners)
+    start(trace, learners[0])
+    return trace
 
 
 def declare(trace: Trace, learners: list[Learner]) -> None:

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from circuits import FeedforwardCircuit
 from circuits.chip import Chip
 from experiments import recording, resistive_figures
-from experiments.common import console, generator, launch, print_table
+from experiments.common import console, generator, launch, print_table, progress_bars
 from experiments.learner import Learner
 from experiments.resistive_config import UPDATES, Config, preset_of
 from experiments.resistive_measures import Energy, Replay, bound, measure_energy, record_energy, replay
@@ -63,7 +61,7 @@ def run(config: Config) -> Results:
     ep = learners[0]
     say(f"data: {data.source}; training on {len(data.train_x)} samples")
     say(f"window: {ep.circuit.window} S; {ep.circuit.diode}; beta = {ep.optimizer.gradient.beta:.3g}")
-    with _begin(config, folder, learners) as trace:
+    with recording.begin(config, folder, learners, _declare) as trace:
         _train(config, data, learners, folder, trace)
         energy = measure_energy(ep, data.test_x[: config.transients], data.test_y[: config.transients])
         record_energy(trace, energy)
@@ -143,7 +141,7 @@ def make_learners(config: Config, data: Dataset) -> list[Learner]:
 def _train(config: Config, data: Dataset, learners: list[Learner], folder: RunFolder, trace: Trace) -> None:
     """Train every learner to the end, checkpointed after each epoch."""
     validation = (data.validation_x, data.validation_y) if len(data.validation_x) else None
-    with _progress() as progress:
+    with progress_bars() as progress:
         for learner in learners:
             total = config.epochs * -(-len(data.train_x) // config.batch_size)
             task = progress.add_task(learner.name, total=total, completed=learner.steps)
@@ -165,21 +163,6 @@ def _train(config: Config, data: Dataset, learners: list[Learner], folder: RunFo
                     console.print(f"{done}, errors: {errors}, {last['seconds']:.0f} s")
 
 
-def _begin(config: Config, folder: RunFolder, learners: list[Learner]) -> Trace:
-    """A new trace, or the one of the last checkpoint with all learners set back to it."""
-    if folder.resumable:
-        state = checkpoint.load(folder.checkpoint, config.device)
-        for learner in learners:
-            learner.load_state_dict(state["learners"][learner.name])
-        trace = Trace.resume(folder.trace, state["trace"])
-        _declare(trace, learners)
-        return trace
-    trace = Trace.create(folder.trace, config=config.identity(), seed=config.seed, overwrite=True)
-    _declare(trace, learners)
-    recording.start(trace, learners[0])
-    return trace
-
-
 def _declare(trace: Trace, learners: list[Learner]) -> None:
     recording.declare(trace, learners)
     for learner in learners:
@@ -188,16 +171,6 @@ def _declare(trace: Trace, learners: list[Learner]) -> None:
 
 def _test_group(learner: Learner) -> str:
     return f"test_{recording.slug(learner.name)}"
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def _summarise(learner: Learner, data: Dataset) -> dict[str, object]:
