@@ -118,7 +118,8 @@ def test_currents_are_those_of_the_textbook(diode, volts):
     found = diode.layer(2, torch.zeros((), dtype=F64)).current(rows(volts, -volts))
     for v, row in zip((volts, -volts), found.tolist(), strict=True):
         for of, current in zip(signs(diode, 2), row, strict=True):
-            if (expected := node_amperes(diode, of, v)) is not None and abs(expected) < 1.0:
+            expected = node_amperes(diode, of, v)
+            if abs(expected) < 1.0:  # A
                 assert current == pytest.approx(expected, rel=1e-9, abs=1e-22)
 
 
@@ -136,11 +137,14 @@ def test_around_a_voltage_it_is_the_same_diode(diode, at, current, conductance):
     first, second = rows(at * conductance), rows(current * conductance)
     v0 = element.rest(first, g)
     v1 = element.rest(second, g)
+    at_offset = (v1.abs() - diode.offset_volts).abs() < 1e-9
+    is_kinked = isinstance(diode, PiecewiseLinearDiode) and at_offset.any()
     for moved, z in ((element.around(v0), v1 - v0), (element.around(0.5 * v0).around(0.5 * v0), v1 - v0)):
         scale = (element.current(v0).abs() + element.current(v1).abs() + g * (v0.abs() + v1.abs())).amax()
         difference = element.current(v1) - element.current(v0)
         assert torch.allclose(moved.current(z), difference, rtol=1e-8, atol=1e-10 * scale.item())
-        assert torch.allclose(moved.slope(z), element.slope(v1), rtol=1e-7, atol=0)
+        if not is_kinked:
+            assert torch.allclose(moved.slope(z), element.slope(v1), rtol=1e-7, atol=0)
         assert torch.allclose(moved.rest(second - first, g), z, rtol=1e-8, atol=1e-9)
 
 
