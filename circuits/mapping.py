@@ -157,7 +157,11 @@ class OneCell(Mapping):
     """
 
     def check(self, device: Device) -> None:
-        """Fits every device."""
+        if device.one_sided:
+            raise ValueError(
+                "OneCell pulses cells down, and those of this device only go up: choose a device of both, or one that "
+                "is written by programming"
+            )
 
     def fabricate(
         self, shape: tuple[int, int], device: Device, rng: torch.Generator, dtype: torch.dtype

@@ -16,6 +16,7 @@ from circuits.mapping import (
     DifferentialPair,
     Mapping,
     OffsetColumn,
+    OneCell,
     OneSidedPair,
     SymmetryReference,
     default_mapping,
@@ -322,6 +323,46 @@ def test_verified_programming_says_how_many_cells_it_gave_up():
     assert (array.read()[array.cells["plus"].params["stuck"] == 0] != 0).all()
 
 
+# -- one cell ----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), low=st.floats(0, 50e-6), span=st.floats(1e-6, 1e-3))
+def test_one_cell_holds_a_conductance_as_it_is(seed, low, span):
+    """In siemens, within the window of the device, and at its ends what is outside."""
+    array = crossbar(Ideal(low, low + span), OneCell(), (4, 5), low + span)
+    wanted = low + span * (2 * torch.rand(4, 5, generator=generator(seed), dtype=torch.float64) - 0.5)
+    array.program(wanted)
+    expected = wanted.clamp(low, low + span)
+    assert torch.allclose(array.read(), expected, rtol=1e-12, atol=0)
+    assert torch.allclose(array.cells["plus"].conductance, expected, rtol=1e-12, atol=0)
+    assert set(array.cells) == {"plus"}
+    assert array.cell_count == 20
+
+
+def test_one_cell_is_scaled_by_its_device_not_by_the_weights():
+    for weight in (torch.full((2, 2), 1e-6), torch.rand(2, 2, generator=generator(0))):
+        assert OneCell().full_scale(weight, 5.0, STEPS) == HIGH
+    assert OneCell().scale(STEPS) == pytest.approx(1 / HIGH)
+
+
+def test_a_pulse_of_one_cell_is_a_step_of_conductance():
+    """100 steps of 1 uS: in siemens, up to where the window ends."""
+    array = crossbar(STEPS, OneCell(), (1, 3), HIGH, rounding="nearest")
+    array.program(1e-6 * weights([20.0, 30.0, 109.0]))
+    assert array.step == pytest.approx(1e-6)
+    written = array.write(1e-6 * weights([4.4, -7.0, 3.0]), array.read())
+    assert torch.allclose(written, 1e-6 * weights([4.0, -7.0, 3.0]), rtol=1e-9)
+    assert micro(array, "plus") == [pytest.approx([24.0, 23.0, 110.0])]
+
+
+def test_cells_without_pulses_are_programmed_by_what_changed():
+    array = crossbar(Ideal(LOW, HIGH), OneCell(), (1, 3), HIGH)
+    array.program(1e-6 * weights([20.0, 30.0, 109.0]))
+    array.write(1e-6 * weights([4.5, -7.25, 3.0]), array.read())
+    assert micro(array, "plus") == [pytest.approx([24.5, 22.75, 110.0])]
+
+
 # -- complaints --------------------------------------------------------------------------------------
 
 
@@ -334,6 +375,7 @@ def test_verified_programming_says_how_many_cells_it_gave_up():
         ),
         (lambda: crossbar(ONE_SIDED, OffsetColumn()), "OffsetColumn pulses cells down"),
         (lambda: crossbar(ONE_SIDED, SymmetryReference()), "SymmetryReference pulses cells down"),
+        (lambda: crossbar(ONE_SIDED, OneCell()), "OneCell pulses cells down.*choose a device of both"),
         (lambda: crossbar(Ideal(), SymmetryReference()), "without pulses has no symmetry point"),
         (lambda: crossbar(STEPS, "offset"), "mapping = 'offset'; choose a Mapping"),
         (lambda: OneSidedPair(refresh_every=0), "refresh_every = 0; choose a whole number of at least 1"),
