@@ -132,7 +132,11 @@ class ResistiveCircuit(EnergyCircuit):
 
     def coupling(self, layer: int, params: Params) -> Coupling:
         """The crossbar of a layer with these conductances."""
-        return couple(params[self.weights[layer]], self.lines[layer], self.wires, self.exact_lines)
+        name = self.weights[layer]
+        try:
+            return couple(params[name], self.lines[layer], self.wires, self.exact_lines)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
 
     def below(self, layer: int, state: Tensor) -> Tensor:
         """The voltages at the input lines of a crossbar, from those of the layer below it, or from x."""

@@ -28,6 +28,7 @@ class ResistiveSystem(System):
 
     def __init__(self, circuit: ResistiveCircuit, params: Params, x: Tensor):
         self.circuit, self.params, self.x = circuit, params, x
+        self._check_params()
         self.couplings = [circuit.coupling(i, params) for i in range(len(circuit.weights))]
         self.source = circuit.below(0, x)
         drive = self.couplings[0].upwards(self.source) + self.couplings[0].bias_above
@@ -46,22 +47,27 @@ class ResistiveSystem(System):
         self.conductances = [coupling.at_above for coupling in self.couplings]
         for i, coupling in enumerate(self.couplings[1:]):
             self.conductances[i] = self.conductances[i] + coupling.at_below
-        self._check_conductances()
+        self._check_nodes()
 
-    def _check_conductances(self) -> None:
-        if self.drive.is_complex():
+    def _check_params(self) -> None:
+        weights = {name: self.params[name].detach() for name in self.circuit.weights}
+        if any(tensor.is_complex() for tensor in (self.x, *weights.values())):
             raise ValueError(
                 "a resistive network knows real voltages only; use the feedforward energy for contours"
             )
-        if self.drive.is_cuda:  # a look would stall its queue
+        if self.x.is_cuda:  # a look would stall its queue
             return
-        for name in self.circuit.weights:
-            if (least := self.params[name].detach().min().item()) < 0:
+        for name, weight in weights.items():
+            if (least := weight.min().item()) < 0:
                 low, high = self.circuit.window
                 raise ValueError(
                     f"{name} holds a negative conductance, {least:.3g} S; keep it within {low:g} to {high:g} S: learn "
                     "with WindowConstraint, which CompositeOptimizer takes where it gets no other"
                 )
+
+    def _check_nodes(self) -> None:
+        if self.drive.is_cuda:
+            return
         for layer, conductance in enumerate(self.conductances):
             if len(floating := torch.nonzero(conductance == 0)):
                 raise ValueError(
@@ -314,16 +320,15 @@ class ResistiveSystem(System):
         for i, name in enumerate(self.circuit.weights):
             lines = self.circuit.lines[i]
             p_sum = lines.volts(2 * belows[0][i] if i == 0 else belows[0][i], bias=2)
-            p_moved = lines.volts(torch.zeros_like(self.x) if i == 0 else belows[1][i], bias=0)
             q_sum, q_moved = sides[0][i], sides[1][i]
             half = 0.5 * self.circuit.share(i) / self.nudge.beta
-            ones_p, ones_q = torch.ones_like(p_sum), torch.ones_like(q_sum)
-            found[name] = [
-                (half * q_moved * q_sum, ones_p),
-                (-half * q_moved, p_sum),
-                (-half * q_sum, p_moved),
-                (half * ones_q, p_moved * p_sum),
-            ]
+            found[name] = [(half * q_moved * q_sum, torch.ones_like(p_sum)), (-half * q_moved, p_sum)]
+            if i > 0:  # sources do not move
+                p_moved = lines.volts(belows[1][i], bias=0)
+                found[name] += [
+                    (-half * q_sum, p_moved),
+                    (torch.full_like(q_sum, half), p_moved * p_sum),
+                ]
         return found
 
     # -- bounds -------------------------------------------------------------------------------------
@@ -335,9 +340,11 @@ class ResistiveSystem(System):
             highest = torch.maximum(
                 highest, self.nudge.target.to(highest).abs().amax() / self.circuit.readout_gain
             )
-        reach = max(self.circuit.amplification, 1.0)
+        gain = self.circuit.amplification
+        # in units of A^i a source behind i amplifiers is at A^-i times its volts
+        reach = max(1.0, gain ** (1 - len(self.elements)))
         rates = [
-            (2 * g + diode.steepest(2 * g * highest * reach**i)).max()
+            (2 * g + diode.steepest(2 * g * highest * reach * gain**i)).max()
             for i, (g, diode) in enumerate(zip(self.conductances, self.elements, strict=True))
         ]
         rates[-1] = rates[-1] + self._stiffening
@@ -359,13 +366,17 @@ class ResistiveSystem(System):
         First a bound: that matrix has no eigenvalue below its least row sum, the current that holds one output at 1 V
         beside the others. It is exact for circuits without diodes when the bound is not `enough`.
         """
-        share = self.shares[-1] / (cost.curvature * self._reading)
-        if (bound := share * self._least_row_sum()) >= enough:
+        share = self.shares[-1] / cost.curvature
+        if (bound := share / self._reading * self._least_row_sum()) >= enough:
             return bound
         rest = self._block(0)
         for i, coupling in enumerate(self.couplings[1:], 1):
             rest = self._block(i) - coupling.across @ torch.linalg.solve(rest, coupling.across.T)
-        return share * max(torch.linalg.eigvalsh(rest)[0].item(), 0.0)
+        # what the voltages of outputs do by currents that come back through their readout: of a pair, its difference
+        outputs = self._spread(torch.eye(self.circuit.outputs, dtype=rest.dtype, device=rest.device))
+        yielding, info = torch.linalg.solve_ex(rest, outputs.T)
+        softest = torch.linalg.eigvalsh(outputs @ yielding)[-1].item()
+        return share / softest if info.item() == 0 and softest > 0 else 0.0
 
     def _block(self, i: int) -> Tensor:
         """Conductances of the nodes of a layer among themselves, diodes off, (n_l, n_l) S."""
