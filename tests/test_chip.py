@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import devices
-from circuits import FeedforwardCircuit, HopfieldCircuit
+from circuits import FeedforwardCircuit, HopfieldCircuit, ResistiveCircuit
 from circuits.chip import Chip
-from devices import MemoryCell, PowerLawDrift
+from circuits.mapping import DifferentialPair, OffsetColumn, OneCell
+from circuits.pulse_trains import PulseTrains
+from devices import ConstantStepPulses, MemoryCell, PowerLawDrift
 from mep_sim import checkpoint, muon_backprop, smep
-from mep_sim.optimizers import CompositeOptimizer, PlainUpdate
+from mep_sim.optimizers import CompositeOptimizer, EPGradient, PlainUpdate
 from tests.device_conformance import generator
 
 SIZES = (4, 6, 3)
@@ -255,3 +257,88 @@ def test_kernels_live_on_crossbars_as_matrices():
     delta = 0.01 * torch.randn(3, 2, 2, 2, generator=generator(1))
     written = chip.write({"model.0.weight": delta})["model.0.weight"]
     assert torch.allclose(chip.read()["model.0.weight"], before["model.0.weight"] + written, atol=1e-6)
+
+
+# -- resistive networks ------------------------------------------------------------------------------
+
+FINE = MemoryCell(1e-7, 1e-4, pulses=ConstantStepPulses(10_000_000))
+WINDOWED = [name for name in devices.preset_names() if not devices.preset(name).one_sided]
+
+
+def resistive(device: devices.Device, seed: int = 0) -> ResistiveCircuit:
+    window = device.g_min_siemens, device.g_max_siemens
+    return ResistiveCircuit(SIZES, window=window, rng=generator(seed)).double()
+
+
+def learner(circuit: ResistiveCircuit, chip: Chip | None, lr: float = 1e-10) -> CompositeOptimizer:
+    gradient = EPGradient("mse", beta=0.05 * circuit.window[1], phases="centred")
+    return CompositeOptimizer(circuit.parameters(), gradient, model=circuit, chip=chip, lr=lr)
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_conductances_of_a_network_are_cells_of_any_preset(name):
+    """Programmed or pulsed: what is read is the cells' conductances in siemens, and learning works on it."""
+    device = devices.preset(name)
+    chip = Chip(resistive(device), device, generator(1))
+    optimizer = learner(chip.circuit, chip, 1e-3 * device.g_max_siemens**2)
+    assert train(optimizer, 2) != [0, 0]
+    read = chip.read()
+    for weight, crossbar in chip.crossbars.items():
+        assert crossbar.w_max == device.g_max_siemens
+        assert crossbar.cell_count == read[weight].numel()
+        cells = crossbar.cells["plus"].conductance
+        assert (read[weight] >= 0).all()
+        # by no more than what reads and cells err by
+        assert (read[weight] - cells).abs().mean() < 0.2 * device.window.span
+
+
+def test_an_ideal_chip_trains_a_network_as_it_trains_without():
+    device = devices.Ideal(1e-7, 1e-4)
+    plain, on_chip = resistive(device), resistive(device)
+    chip = Chip(on_chip, device, generator(1))
+    losses = train(learner(plain, None), 5), train(learner(on_chip, chip), 5)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+    moved = 0.0
+    for name, p in plain.named_parameters():
+        assert torch.allclose(chip.read()[name], p, rtol=1e-9, atol=0)
+        moved = max(moved, (p - resistive(device).params()[name]).abs().max().item())
+    assert moved > 1e-6
+
+
+def test_pulse_trains_move_conductances_by_the_gradient_in_the_mean():
+    """With default settings of the optimizer: its window is that of the cells, which keep to it themselves."""
+    chip = Chip(resistive(FINE), FINE, generator(1), trains=PulseTrains(1000))
+    optimizer = learner(chip.circuit, chip, lr=1e-12)
+    start, total, repeats = chip.state_dict(), {}, 10
+    x, y = batch()
+    for _ in range(repeats):
+        before = chip.read()
+        optimizer.step(x=x, target=y)
+        for name, after in chip.read().items():
+            total[name] = total.get(name, 0.0) + (after - before[name]) / repeats
+        chip.load_state_dict({**start, "rng": chip.rng.get_state()})
+    for name, moved in total.items():
+        assert chip.saturated[name] == 0
+        expected = -1e-12 * optimizer.estimate.gradient[name]
+        assert (moved - expected).norm() < 0.15 * expected.norm()
+
+
+@pytest.mark.parametrize("mapping", [DifferentialPair(), OffsetColumn()])
+def test_a_conductance_is_no_difference_of_two(mapping):
+    with pytest.raises(ValueError, match=r"makes weights of differences; .* choose OneCell"):
+        Chip(resistive(FINE), FINE, generator(), mapping=mapping)
+    Chip(resistive(FINE), FINE, generator(), mapping=OneCell())
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-6, 1e-4), (1e-7, 5e-5)])
+def test_cells_that_do_not_reach_the_window_are_refused(low, high):
+    with pytest.raises(
+        ValueError, match=r"window \(1e-07, 0.0001\) S of the circuit is wider than that of the cells"
+    ):
+        Chip(resistive(FINE), MemoryCell(low, high), generator())
+
+
+def test_cells_that_only_go_up_are_refused():
+    device = MemoryCell(1e-7, 1e-4, pulses=ConstantStepPulses(100, one_sided=True))
+    with pytest.raises(ValueError, match="those of this device only go up: choose a device of both"):
+        Chip(resistive(device), device, generator())

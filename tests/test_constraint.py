@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from circuits import EnergyCircuit, FeedforwardCircuit, HopfieldCircuit
+from circuits import EnergyCircuit, FeedforwardCircuit, HopfieldCircuit, ResistiveCircuit
 from circuits.norms import conv_norm
 from mep_sim import Sweep, settle
 from mep_sim.optimizers import (
@@ -20,11 +20,14 @@ from mep_sim.optimizers import (
     ConstraintStrategy,
     EPGradient,
     MuonUpdate,
+    NoConstraint,
     NoFeedback,
     PlainUpdate,
     SpectralConstraint,
+    WindowConstraint,
     orthogonalise,
 )
+from mep_sim.optimizers.strategies.constraint import default_constraint
 from tests.device_conformance import generator
 
 few = settings(max_examples=25, deadline=None)
@@ -291,6 +294,71 @@ def test_weights_of_other_owners_count_but_do_not_move():
     circuit.get_parameter(first).data.copy_(eye)
     with pytest.raises(ValueError, match=r"does not own couple by 1 alone, above gamma = 0.9; pass it all"):
         CertifiedConstraint(0.9, beta=0.0).project({last: eye}, circuit, {})
+
+
+# -- windows of conductances -------------------------------------------------------------------------
+
+
+def resistive(window: tuple[float, float] = (1e-7, 1e-4)) -> ResistiveCircuit:
+    return ResistiveCircuit((4, 5, 3), window=window, rng=generator()).double()
+
+
+@few
+@given(seed=seeds, low=st.floats(-5, 5), span=st.floats(1e-3, 5))
+def test_a_window_moves_what_is_outside_to_its_ends_and_nothing_else(seed, low, span):
+    w = normal((5, 7), seed)
+    held = project(WindowConstraint(low, low + span), w)
+    expected = [[min(max(x, low), low + span) for x in row] for row in w.tolist()]
+    assert held.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "low_high", [(1.0, 1.0), (2.0, 1.0), (math.nan, 1.0), (0.0, math.inf), (-math.inf, 0.0)]
+)
+def test_a_window_has_two_ends(low_high):
+    with pytest.raises(ValueError, match=r"choose finite low < high, such as 1e-7 and 1e-4 S"):
+        WindowConstraint(*low_high)
+
+
+def test_the_default_is_the_window_of_the_circuit_and_else_nothing():
+    assert default_constraint(None) == NoConstraint()
+    assert default_constraint(HopfieldCircuit((3, 2))) == NoConstraint()
+    assert default_constraint(resistive((2e-7, 3e-5))) == WindowConstraint(2e-7, 3e-5)
+    circuit = resistive()
+    o = CompositeOptimizer(circuit.parameters(), EPGradient("mse"), model=circuit)
+    assert o.constraint == WindowConstraint(1e-7, 1e-4)
+    assert CompositeOptimizer(HopfieldCircuit((3, 2)).parameters()).constraint == NoConstraint()
+
+
+def test_steps_far_too_long_end_at_the_ends_of_the_window():
+    circuit = resistive()
+    o = CompositeOptimizer(circuit.parameters(), EPGradient("mse", beta=1e-6), model=circuit, lr=1.0)
+    x, y = normal((6, 4)), torch.arange(6) % 3
+    for _ in range(2):
+        o.step(x=x, target=y)
+        for w in circuit.parameters():
+            assert bool(((w == 1e-7) | (w == 1e-4) | ((w > 1e-7) & (w < 1e-4))).all())
+            assert bool((w == 1e-7).any() & (w == 1e-4).any())
+
+
+def test_a_narrower_window_is_allowed_and_a_wider_one_refused():
+    circuit = resistive()
+    CompositeOptimizer(circuit.parameters(), constraint=WindowConstraint(1e-6, 1e-5), model=circuit)
+    for low, high in ((1e-8, 1e-4), (1e-7, 2e-4)):
+        with pytest.raises(ValueError, match=r"is wider than the window of the circuit, \(1e-07, 0.0001\)"):
+            CompositeOptimizer(circuit.parameters(), constraint=WindowConstraint(low, high), model=circuit)
+
+
+@pytest.mark.parametrize("constraint", [NoConstraint(), SpectralConstraint(0.9), CertifiedConstraint(0.9)])
+def test_what_lets_conductances_leave_their_window_is_refused(constraint):
+    circuit = resistive()
+    message = type(constraint).__name__
+    if not isinstance(constraint, CertifiedConstraint):
+        message += (
+            r" lets weights leave \[1e-07, 0.0001\].*choose WindowConstraint\(1e-07, 0.0001\), the default"
+        )
+    with pytest.raises(ValueError, match=message if "lets" in message else "Resistive"):
+        CompositeOptimizer(circuit.parameters(), constraint=constraint, model=circuit)
 
 
 # -- it complains ------------------------------------------------------------------------------------
