@@ -230,9 +230,6 @@ CASES = {
     "resistive-wired": lambda: resistive(
         IdealDiode(), 4, 6, 5, 4, wires=Wires(0.02, 0.03, 0.1, 0.05), amplification=1.3, kink_free=1e-3
     ),
-    "resistive-ladder": lambda: resistive(
-        IdealDiode(), 8, 10, 4, wires=Wires(0.002, 0.003), exact_lines=1, kink_free=1e-2
-    ),
     "hopfield-1": lambda: hopfield(8, 10, 4, kink_free=1e-2),
     "hopfield-2": lambda: hopfield(8, 12, 10, 4, kink_free=1e-3),
     "hopfield-3": lambda: hopfield(8, 12, 10, 9, 4, kink_free=1e-3),
