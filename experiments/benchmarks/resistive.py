@@ -93,6 +93,7 @@ TIMES = {
     "over solve": ".0f",
 }
 ERRORS = {"setting": ".0e", "sweeps": "d", "dV": ".0e", "tight dV": ".0e", "rival dV": ".0e"}
+COLUMNS = CASE | TIMES | ERRORS
 
 
 def run(config: Config) -> list[dict[str, object]]:
@@ -100,7 +101,7 @@ def run(config: Config) -> list[dict[str, object]]:
     folder = RunFolder.open(config.folder("benchmark_resistive"), config.identity(), config.resume)
     rows = []
     for row in chain(_operating_points(config), _batches(config), _transients(config)):
-        rows.append({column: row.get(column) for column in CASE | TIMES | ERRORS})
+        rows.append({column: row.get(column) for column in COLUMNS})
         console.print(f"{row['network']}, {row['find']}, {row['type']}: timed")
     folder.finish({"rows": rows})
     print_table(f"Resistive networks, {config.threads} thread(s), per sample", rows, CASE | TIMES)
