@@ -149,7 +149,6 @@ class WiredCoupling(Coupling):
     def __init__(self, weight: Tensor, lines: Lines, wires: Wires):
         self.lines, n = lines, lines.count
         self.array = WiredArray(weight.detach(), wires)
-        self._transfer: Tensor | None = None
         y = _Admittance.apply(weight, self) if weight.requires_grad else self.array.admittance().to(weight)
         self.admittance = y
         self.across, self.bias_above = -lines.signal(y[n:, :n]), -lines.bias(y[n:, :n])
@@ -158,12 +157,10 @@ class WiredCoupling(Coupling):
         self.at_below, self.among_below = _parted(below)
         self.bias_below = -lines.bias(y[: lines.nodes, :n])
 
-    @property
+    @cached_property
     def transfer(self) -> Tensor:
         """The voltage over each cell by the voltages at the terminals, (out count, count + out)."""
-        if self._transfer is None:
-            self._transfer = self.array.transfer().to(self.admittance.dtype)
-        return self._transfer
+        return self.array.transfer().to(self.admittance.dtype)
 
     def cocontent(self, below: Tensor, above: Tensor, into: Tensor | None = None) -> Tensor:
         volts = torch.cat([self.lines.volts(below), above], 1)

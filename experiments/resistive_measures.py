@@ -15,7 +15,7 @@ from circuits.ngspice import NgspiceError, available, version
 from circuits.resistive_system import ResistiveSystem
 from circuits.spice import netlist_of, operating_points
 from experiments.learner import Learner
-from mep_sim.energy import dissipated
+from mep_sim.energy import heat
 from mep_sim.settling import Implicit, Sweep, settle
 from mep_sim.trace import Axis, Trace, Variable
 
@@ -135,8 +135,9 @@ def _settling(free: ResistiveSystem, system: ResistiveSystem, start: Equilibrium
     # nodes of large conductance move first
     times = torch.cat([torch.zeros(1), torch.logspace(-5, 0, POINTS - 1)]).double() * slowest
     at = settle(system, start, SETTLED, save_at=times)
-    power = torch.stack([free.heat(volts).mean(0) for volts in at.transient.state])
-    return Settling(times, at.transient.state, power, at.time, dissipated(free, at.transient))
+    watts = heat(free, at.transient)
+    joules = torch.trapezoid(watts, times, dim=0)
+    return Settling(times, at.transient.state, watts.mean(1), at.time, joules)
 
 
 def _write_joules(learner: Learner) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from circuits import cost, ngspice, spice
 from circuits.resistive_system import ResistiveSystem
+from mep_sim.energy import heat
 from mep_sim.settling import ODE, Implicit, Solver, settle
 
 SETTLED = 1e-6  # tolerance of free equilibria that are nudged
@@ -104,7 +105,7 @@ def descent(system: ResistiveSystem, target: Tensor, share: float, seconds: Tens
     return Descent(
         seconds=torch.cat([seconds, seconds[-1] + seconds]),
         energy=torch.cat([run.energy for run in runs]),
-        heat=torch.stack([system.heat(state).mean(0) for run in runs for state in run.state]),
+        heat=torch.cat([heat(system, run).mean(1) for run in runs]),
         nudged_from=len(seconds),
         beta=beta,
     )

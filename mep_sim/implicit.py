@@ -18,9 +18,8 @@ from torch import Tensor
 from circuits import Equilibrium, System
 from mep_sim.outcome import SettlingError, Solver, checked_save_times, record, report
 
-GAMMA = 2 - math.sqrt(
-    2
-)  # where TR-BDF2 ends its trapezoid: both its stages have the same tau (Bank et al. 1985)
+# where TR-BDF2 ends its trapezoid: both its stages have the same tau (Bank et al. 1985)
+GAMMA = 2 - math.sqrt(2)
 
 
 @dataclass(frozen=True)
