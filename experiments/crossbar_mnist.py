@@ -22,9 +22,8 @@ from circuits.periphery import Converter
 from circuits.pulse_trains import PulseTrains
 from circuits.tiki_taka import TikiTakaChip
 from experiments import figures, recording
-from experiments.common import Options, console, generator, launch, print_table, progress_bars
+from experiments.common import Options, console, generator, launch, print_table
 from experiments.learner import Learner, update_rule
-from mep_sim import checkpoint
 from mep_sim.checkpoint import RunFolder
 from mep_sim.data import Dataset, load
 from mep_sim.optimizers import (
@@ -45,7 +44,6 @@ from mep_sim.optimizers import (
 )
 from mep_sim.optimizers.strategies.update import check_choice
 from mep_sim.settling import ODE, Solver, Sweep
-from mep_sim.trace import Trace
 
 MAPPINGS = {
     "auto": None,
@@ -278,7 +276,11 @@ def run(config: Config) -> Results:
     say(f"data: {data.source}; training on {len(data.train_x)} samples")
     say(f"cell: {'ideal weights' if config.cell == 'none' else config.cell}; settling: {config.settling()}")
     with recording.begin(config, folder, learners) as trace:
-        _train(config, data, learners, folder, trace)
+
+        def after_epoch(learner: Learner, epoch: int) -> None:
+            recording.transient(trace, learner, epoch, data.validation_x, data.validation_y)
+
+        recording.train(trace, folder, learners, data, after_epoch)
         rows = [_summarise(learner, data) for learner in learners]
         figures.draw(folder.path, trace, learners, config.epochs)
     folder.finish({"rows": rows, "source": data.source, "history": {x.name: x.history for x in learners}})
@@ -353,26 +355,6 @@ def make_learners(config: Config, data: Dataset) -> list[Learner]:
         learner(f"{exact_label} {config.update}{as_chip}", config.circuit, exact, None, **same),
         learner("backprop adam", "feedforward", BackpropGradient(config.loss), None, **adam),
     ]
-
-
-# -- training -----------------------------------------------------------------------------------------
-
-
-def _train(config: Config, data: Dataset, learners: list[Learner], folder: RunFolder, trace: Trace) -> None:
-    """Train every learner to the end, checkpointed after each epoch."""
-    validation = (data.validation_x, data.validation_y)
-    with progress_bars() as progress:
-        for learner in learners:
-            total = config.epochs * -(-len(data.train_x) // config.batch_size)
-            task = progress.add_task(learner.name, total=total, completed=learner.steps)
-            for epoch in range(len(learner.history) + 1, config.epochs + 1):
-                for step, metrics in learner.fit(data.train_x, data.train_y, validation):
-                    recording.step(trace, learner, step, metrics)
-                    progress.advance(task)
-                recording.epoch(trace, learner, epoch)
-                recording.transient(trace, learner, epoch, *validation)
-                states = {x.name: x.state_dict() for x in learners}
-                checkpoint.save(folder.checkpoint, {"learners": states, "trace": trace.lengths()})
 
 
 def _summarise(learner: Learner, data: Dataset) -> dict[str, object]:

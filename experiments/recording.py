@@ -9,10 +9,11 @@ from torch import Tensor
 
 from circuits import cost
 from circuits.crossbar import Crossbar
-from experiments.common import Options
+from experiments.common import Options, progress_bars
 from experiments.learner import Learner
 from mep_sim import checkpoint
 from mep_sim.checkpoint import RunFolder
+from mep_sim.data import Dataset
 from mep_sim.monitor import StepMetrics
 from mep_sim.optimizers import EPGradient
 from mep_sim.settling import ODE, settle
@@ -71,6 +72,29 @@ def begin(
     announce(trace, learners)
     start(trace, learners[0])
     return trace
+
+
+def train(
+    trace: Trace,
+    folder: RunFolder,
+    learners: list[Learner],
+    data: Dataset,
+    after_epoch: Callable[[Learner, int], None],
+) -> None:
+    """Train every learner to the end, or go on doing so, checkpointed after each epoch and what `after_epoch` adds."""
+    validation = (data.validation_x, data.validation_y) if len(data.validation_x) else None
+    with progress_bars() as progress:
+        for learner in learners:
+            total = learner.epochs * -(-len(data.train_x) // learner.batch_size)
+            task = progress.add_task(learner.name, total=total, completed=learner.steps)
+            for number in range(len(learner.history) + 1, learner.epochs + 1):
+                for count, metrics in learner.fit(data.train_x, data.train_y, validation):
+                    step(trace, learner, count, metrics)
+                    progress.advance(task)
+                epoch(trace, learner, number)
+                after_epoch(learner, number)
+                states = {x.name: x.state_dict() for x in learners}
+                checkpoint.save(folder.checkpoint, {"learners": states, "trace": trace.lengths()})
 
 
 def declare(trace: Trace, learners: list[Learner]) -> None:

@@ -16,11 +16,10 @@ from pathlib import Path
 from circuits import FeedforwardCircuit
 from circuits.chip import Chip
 from experiments import recording, resistive_figures
-from experiments.common import console, generator, launch, print_table, progress_bars
+from experiments.common import console, generator, launch, print_table
 from experiments.learner import Learner
 from experiments.resistive_config import UPDATES, Config, preset_of
 from experiments.resistive_measures import Energy, Replay, bound, measure_energy, record_energy, replay
-from mep_sim import checkpoint
 from mep_sim.checkpoint import RunFolder
 from mep_sim.data import Dataset
 from mep_sim.optimizers import (
@@ -62,7 +61,7 @@ def run(config: Config) -> Results:
     say(f"data: {data.source}; training on {len(data.train_x)} samples")
     say(f"window: {ep.circuit.window} S; {ep.circuit.diode}; beta = {ep.optimizer.gradient.beta:.3g}")
     with recording.begin(config, folder, learners, _declare) as trace:
-        _train(config, data, learners, folder, trace)
+        recording.train(trace, folder, learners, data, partial(_after_epoch, data, trace))
         energy = measure_energy(ep, data.test_x[: config.transients], data.test_y[: config.transients])
         record_energy(trace, energy)
         replayed = replay(ep, data.test_x[: config.replay], folder.path)
@@ -138,29 +137,17 @@ def make_learners(config: Config, data: Dataset) -> list[Learner]:
 # -- training -----------------------------------------------------------------------------------------
 
 
-def _train(config: Config, data: Dataset, learners: list[Learner], folder: RunFolder, trace: Trace) -> None:
-    """Train every learner to the end, checkpointed after each epoch."""
-    validation = (data.validation_x, data.validation_y) if len(data.validation_x) else None
-    with progress_bars() as progress:
-        for learner in learners:
-            total = config.epochs * -(-len(data.train_x) // config.batch_size)
-            task = progress.add_task(learner.name, total=total, completed=learner.steps)
-            for epoch in range(len(learner.history) + 1, config.epochs + 1):
-                for step, metrics in learner.fit(data.train_x, data.train_y, validation):
-                    recording.step(trace, learner, step, metrics)
-                    progress.advance(task)
-                last = learner.history[-1]
-                last["test_error"] = 1 - learner.accuracy(data.test_x, data.test_y)
-                recording.epoch(trace, learner, epoch)
-                trace.append(_test_group(learner), epoch, {"test_error": last["test_error"]})
-                states = {x.name: x.state_dict() for x in learners}
-                checkpoint.save(folder.checkpoint, {"learners": states, "trace": trace.lengths()})
-                if not console.is_terminal:
-                    errors = f"test {last['test_error']:.2%}"
-                    if validation is not None:
-                        errors = f"validation {1 - last['validation']:.2%}, {errors}"
-                    done = f"{learner.name}: epoch {epoch}/{config.epochs}, loss {last['loss']:.4f}"
-                    console.print(f"{done}, errors: {errors}, {last['seconds']:.0f} s")
+def _after_epoch(data: Dataset, trace: Trace, learner: Learner, epoch: int) -> None:
+    """Test, and where no bar shows it say how far the run is."""
+    last = learner.history[-1]
+    last["test_error"] = 1 - learner.accuracy(data.test_x, data.test_y)
+    trace.append(_test_group(learner), epoch, {"test_error": last["test_error"]})
+    if not console.is_terminal:
+        errors = f"test {last['test_error']:.2%}"
+        if len(data.validation_x):
+            errors = f"validation {1 - last['validation']:.2%}, {errors}"
+        done = f"{learner.name}: epoch {epoch}/{learner.epochs}, loss {last['loss']:.4f}"
+        console.print(f"{done}, errors: {errors}, {last['seconds']:.0f} s")
 
 
 def _declare(trace: Trace, learners: list[Learner]) -> None:
